@@ -1,0 +1,32 @@
+"""Errors that a user can mend: one line says what is wrong, and what to do."""
+
+
+class EtameterError(Exception):
+    """Base of every error that ends a command with one line and exit code 2."""
+
+    exit_code = 2
+
+    def __init__(self, message: str, remedy: str) -> None:
+        super().__init__(f"{message}: {remedy}")
+        self.message = message
+        self.remedy = remedy
+
+
+class ConfigError(EtameterError):
+    """An option, a config key or an environment variable is not usable."""
+
+
+class CounterError(EtameterError):
+    """No energy counter can be read. `cause` is from a closed set and serves as a label value."""
+
+    def __init__(self, cause: str, message: str, remedy: str) -> None:
+        super().__init__(message, remedy)
+        self.cause = cause
+
+
+class EngineError(EtameterError):
+    """The inference server can't be started or used."""
+
+
+class MeterBusy(EtameterError):
+    """Another meter already owns the socket or the port."""

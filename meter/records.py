@@ -1,0 +1,179 @@
+"""Every type that flows through the meter.
+
+Standard library only. Instants are CLOCK_MONOTONIC nanoseconds of one boot of one host (``_ns``), raw counter values are
+millijoules (``_mj``), everything behind the timeline is joules (``_j``).
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+Source = Literal["measured", "estimated", "shared", "simulated"]
+"""Where a figure comes from. It is never dropped in an aggregation."""
+
+WEAKEST_FIRST: tuple[Source, ...] = ("simulated", "shared", "estimated", "measured")
+
+
+def weakest(sources: frozenset[Source]) -> Source:
+    """The source that a sum over `sources` may claim: one simulated joule makes the sum simulated."""
+    return next(source for source in WEAKEST_FIRST if source in sources)
+
+
+@dataclass(frozen=True, slots=True)
+class CounterReading:
+    """One read of an energy counter, at the middle of the call."""
+
+    gpu_uuid: str
+    scope: str
+    t_ns: int
+    energy_mj: int
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """The counter was seen to change: the new value was published at `t_ns` ± `half_width_ns`."""
+
+    gpu_uuid: str
+    t_ns: int
+    half_width_ns: int
+    energy_mj: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReadFailure:
+    """A read of the counter failed at `t_ns`; `cause` is from a closed set (a label value)."""
+
+    gpu_uuid: str
+    t_ns: int
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """Energy of one GPU between two edges. `cause` names why it can't be attributed, None where it can."""
+
+    gpu_uuid: str
+    start_ns: int
+    end_ns: int
+    energy_j: float
+    start_half_width_ns: int
+    end_half_width_ns: int
+    cause: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Scheduled:
+    """What one scheduler iteration computes for one request."""
+
+    request_id: str
+    prefill_tokens: int
+    decode_tokens: int
+    cached_tokens: int = 0
+    """Prompt tokens served from the prefix cache, in the step that first schedules the request."""
+    recomputed_tokens: int = 0
+    """The part of `prefill_tokens` that had been computed before a preemption."""
+    draft_tokens: int = 0
+    accepted_tokens: int = 0
+    encoder_tokens: int = 0
+    context_tokens: int = 0
+    """Tokens of the request already in the KV cache when the step starts."""
+    lora_id: int = 0
+    """0 is the base model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One scheduler iteration that ran on the GPU from `dispatch_ns` to `done_ns` (disjoint from its neighbours)."""
+
+    step_id: int
+    engine: str
+    dispatch_ns: int
+    done_ns: int
+    padded_tokens: int
+    scheduled: tuple[Scheduled, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RequestRecord:
+    """What is known of a request beside its energy. Instants are None until they happen."""
+
+    request_id: str
+    receipt_id: str | None
+    model: str
+    arm: str
+    arrival_ns: int
+    first_token_ns: int | None
+    finished_ns: int | None
+    prompt_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    finish_reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class RequestEnergy:
+    """What a request cost. `prompt_j` + `output_j` is its share of the counter; the other terms are views of it."""
+
+    request_id: str
+    prompt_j: float
+    output_j: float
+    marginal_j: float
+    recomputed_j: float
+    draft_waste_j: float
+    avoided_j: float
+    error_j: float
+    """Half-width of the 95 % interval of `energy_j`; the board's gain error is stated apart."""
+    settled: bool
+    method: str
+    source: Source
+
+    @property
+    def energy_j(self) -> float:
+        return self.prompt_j + self.output_j
+
+
+@dataclass(frozen=True, slots=True)
+class Balance:
+    """One settled interval of one GPU: attributed + idle + overhead + Σ unattributed = measured."""
+
+    gpu_uuid: str
+    start_ns: int
+    end_ns: int
+    measured_j: float
+    attributed_j: float
+    idle_j: float
+    engine_overhead_j: float
+    unattributed_j_by_cause: Mapping[str, float]
+    host_bubble_j: float = 0.0
+    """The part of `attributed_j` that was paid for gaps under 50 ms between steps."""
+
+    @property
+    def residual_j(self) -> float:
+        """What the balance misses: rounding, or a bug."""
+        spent_j = self.attributed_j + self.idle_j + self.engine_overhead_j
+        return self.measured_j - spent_j - sum(self.unattributed_j_by_cause.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Eta:
+    """Share of the output tokens that were required. None where the method gives no such figure."""
+
+    strict: float | None
+    lenient: float | None
+    unclassified: float
+    method: str
+    reliability: float | None
+
+
+_RECEIPT_SUFFIX = re.compile(r"-([0-9a-f]{32})[0-9a-f]{8}$")
+
+
+def receipt_id_of(engine_request_id: str) -> str | None:
+    """The receipt id that the middleware put into an engine request id, or None.
+
+    vLLM ends its own engine ids in ``-<8 hex digits>``, which never matches, so that a client can't choose a receipt
+    id through X-Request-Id.
+    """
+    match = _RECEIPT_SUFFIX.search(engine_request_id)
+    return match.group(1) if match else None
