@@ -1,0 +1,148 @@
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from etameter.errors import EngineError
+from etameter.serving.ring import (
+    HEADER_BYTES,
+    KEYFRAME_STEPS,
+    Dispatch,
+    Done,
+    Finish,
+    Introduction,
+    Lost,
+    RingReader,
+    RingWriter,
+    Row,
+)
+
+pytestmark = pytest.mark.unit
+
+
+def row(number: int, prefill: int = 0, decode: int = 1, context: int = 0) -> Row:
+    return (number, prefill, decode, 0, 0, 0, 0, context, 0)
+
+
+def writer(path: Path, capacity_bytes: int = 1 << 16) -> RingWriter:
+    return RingWriter(
+        path, engine="engine-0", model="m", dtype="bfloat16", gpu_uuids=["GPU-a"], capacity_bytes=capacity_bytes
+    )
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    ring = writer(tmp_path / "ring")
+    reader = RingReader(tmp_path / "ring")
+    number = ring.open_request("chatcmpl-é", prompt_tokens=7, arrival_ns=3)
+    ring.dispatch(1, 10, [row(number, prefill=7, decode=0)], padded_tokens=8)
+    ring.done(1, 20, [(number, 2)])
+    ring.finish(number, 21, output_tokens=1, reason="length")
+    assert reader.poll() == [
+        Dispatch(1, 10, 8, (row(number, 7, 0),), (Introduction(number, "chatcmpl-é", 7, 3),)),
+        Done(1, 20, ((number, 2),)),
+        Finish(number, 21, 1, "length"),
+    ]
+    assert reader.poll() == []
+    assert (reader.header.engine, reader.header.gpu_uuids) == ("engine-0", ("GPU-a",))
+
+
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=300), st.integers(1, 9))
+def test_a_reader_that_keeps_up_loses_nothing_over_any_number_of_wraps(
+    tmp_path_factory: pytest.TempPathFactory, batches: list[int], every: int
+) -> None:
+    path = tmp_path_factory.mktemp("ring") / "ring"
+    ring, seen = writer(path, capacity_bytes=32768), []
+    reader = RingReader(path)
+    for step, batch in enumerate(batches):
+        ring.dispatch(step, step, [row(number) for number in range(0)] if batch == 0 else [row(0)] * batch)
+        if step % every == 0:
+            seen += [record.step_id for record in reader.poll() if isinstance(record, Dispatch)]
+    seen += [record.step_id for record in reader.poll() if isinstance(record, Dispatch)]
+    assert seen == list(range(len(batches)))
+    assert (reader.lost_records, reader.torn_records) == (0, 0)
+
+
+def test_an_overrun_is_counted_and_reading_goes_on(tmp_path: Path) -> None:
+    ring = writer(tmp_path / "ring", capacity_bytes=4096)
+    reader = RingReader(tmp_path / "ring")
+    for step in range(1000):
+        ring.done(step, step)
+    assert reader.poll() == []
+    ring.done(1000, 1000)
+    assert reader.poll() == [Lost(1000), Done(1000, 1000, ())]
+    assert reader.lost_records == 1000
+
+
+def test_a_torn_record_is_counted_and_the_next_one_is_read(tmp_path: Path) -> None:
+    ring = writer(tmp_path / "ring")
+    ring.done(1, 11)
+    ring.done(2, 22)
+    with (tmp_path / "ring").open("r+b") as file:
+        file.seek(HEADER_BYTES + 16)
+        file.write(struct.pack("<Q", 999))
+    reader = RingReader(tmp_path / "ring")
+    assert reader.poll() == [Lost(1), Done(2, 22, ())]
+    assert reader.torn_records == 1
+
+
+def test_a_late_reader_learns_the_ids_at_the_next_keyframe(tmp_path: Path) -> None:
+    ring = writer(tmp_path / "ring")
+    number = ring.open_request("a", 1, 1)
+    ring.dispatch(0, 0, [row(number)])
+    late = RingReader(tmp_path / "ring", cursor=RingReader(tmp_path / "ring").cursor)
+    late.poll()
+    for step in range(1, KEYFRAME_STEPS + 1):
+        ring.dispatch(step, step, [row(number)])
+    introductions = [record.introductions for record in late.poll() if isinstance(record, Dispatch)]
+    assert introductions[:-1] == [()] * (KEYFRAME_STEPS - 1)
+    assert introductions[-1] == (Introduction(number, "a", 1, 1),)
+
+
+def test_a_second_engine_replaces_the_ring_and_the_old_one_can_be_drained(tmp_path: Path) -> None:
+    first = writer(tmp_path / "ring")
+    reader = RingReader(tmp_path / "ring")
+    first.done(1, 1)
+    assert not reader.replaced()
+    writer(tmp_path / "ring")
+    assert reader.replaced()
+    assert reader.poll() == [Done(1, 1, ())]
+
+
+def test_a_killed_writer_leaves_all_it_had_committed(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys; from pathlib import Path; from etameter.serving.ring import RingWriter\n"
+        "ring = RingWriter(Path(sys.argv[1]), engine='e', model='m', dtype='d')\n"
+        "for step in range(5): ring.done(step, step)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "ring")], check=False)
+    assert RingReader(tmp_path / "ring").poll() == [Done(step, step, ()) for step in range(5)]
+
+
+def test_a_finish_of_a_request_that_never_ran_is_not_written(tmp_path: Path) -> None:
+    ring = writer(tmp_path / "ring")
+    ring.finish(ring.open_request("a", 1, 1), 5, 0, "abort")
+    assert RingReader(tmp_path / "ring").poll() == []
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "is no ring"), (b"x" * HEADER_BYTES, "is no ring"), (b"ETARING\0\x09" + b"\0" * HEADER_BYTES, "version 9")],
+)
+def test_other_files_are_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "ring").write_bytes(content)
+    with pytest.raises(EngineError, match=message):
+        RingReader(tmp_path / "ring")
+
+
+def test_bad_sizes_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="capacity_bytes is 100"):
+        writer(tmp_path / "ring", capacity_bytes=100)
+    with pytest.raises(ValueError, match="does not fit"):
+        writer(tmp_path / "ring", capacity_bytes=4096).dispatch(1, 1, [row(0)] * 100)
+    with pytest.raises(ValueError, match="shorten `details`"):
+        RingWriter(tmp_path / "ring", engine="e" * 5000, model="m", dtype="d")
