@@ -1,0 +1,236 @@
+"""What a user may set, and where files live.
+
+A setting comes from the command line, else from the environment (``ETAMETER_SECTION__KEY``), else from ``etameter.toml``,
+else from its default here. An unknown section or key is an error wherever it stands. Keys carry their unit.
+"""
+
+import difflib
+import os
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic_core import ErrorDetails
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
+
+from .errors import ConfigError
+
+CONFIG_FILE = Path("etameter.toml")
+ENV_PREFIX = "ETAMETER_"
+OTHER_ARM = "other"
+"""The label of every arm that isn't configured."""
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+"""Safe as a label value and as a part of a file's name."""
+
+Overrides = Mapping[str, Mapping[str, object]]
+"""What the command line says: section → key → value; None means that the option was not given."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class MeterSection(_Section):
+    host: str = Field("127.0.0.1", min_length=1, description="Address that the meter's HTTP server listens on.")
+    port: int = Field(9430, ge=0, le=65535, description="Port of the meter's HTTP server; 0 takes any free one.")
+    poll_ms: float = Field(
+        5.0,
+        ge=0.5,
+        le=1000.0,
+        description="Milliseconds between two reads of an energy counter; only changes are kept.",
+    )
+    ledger: Path | None = Field(
+        None, description="File of the durable ledger (SQLite). By default `ledger.db` in the state directory."
+    )
+    simulate_gpu: Literal["h100", "a100"] | None = Field(
+        None, description="Meter a simulated board of this profile. Every figure then says `source=simulated`."
+    )
+
+
+class ServeSection(_Section):
+    engine: Name = Field("engine-0", description="Name of the engine; it names the ring and the simulated board.")
+    restart_backoff_s: float = Field(
+        1.0, gt=0.0, le=60.0, description="Seconds before a meter that died is started again; doubles up to 30 s."
+    )
+
+
+class ArmSection(_Section):
+    description: str = Field("", description="What the arm is, for people.")
+
+
+class Config(BaseSettings):
+    """The whole configuration, checked. Made by `load`."""
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True)
+
+    meter: MeterSection = MeterSection()
+    serve: ServeSection = ServeSection()
+    arms: dict[Name, ArmSection] = Field(
+        default_factory=lambda: {
+            "unconstrained": ArmSection(description="The model's own habits: no constraint is given."),
+            "entrace": ArmSection(description="Constraints first, then the least output that meets them."),
+        },
+        description="The arms that requests may name; any other is counted as `other`.",
+    )
+
+    @property
+    def ledger(self) -> Path:
+        """The ledger's file, whether set or by default."""
+        return self.meter.ledger or ledger_path()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003  # the name is pydantic's
+        init_settings: PydanticBaseSettingsSource,
+        **_: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)  # `load` merges the sources, because an error has to say which of them it came from
+
+
+def load(file: Path | None = None, overrides: Overrides | None = None) -> Config:
+    """The configuration of this process.
+
+    `file` None means `etameter.toml` in the working directory, which need not exist; a file that is named must. Raises ConfigError.
+    """
+    given = {
+        section: {key: value for key, value in keys.items() if value is not None}
+        for section, keys in (overrides or {}).items()
+    }
+    try:
+        from_environment = EnvSettingsSource(Config)()
+    except SettingsError as error:
+        raise ConfigError(str(error), "give single keys as ETAMETER_SECTION__KEY") from error
+    origins: list[tuple[str, Mapping[str, object]]] = [
+        ("command line", given),
+        ("environment", from_environment),
+        (str(file or CONFIG_FILE), _read(file)),
+    ]
+    _refuse_unknown_variables(os.environ)
+    merged: dict[str, object] = {}
+    for _, settings in reversed(origins):
+        merged = _merge(merged, settings)
+    try:
+        return Config(**merged)  # type: ignore[arg-type]  # pydantic checks the types, and says more about them
+    except ValidationError as error:
+        raise _config_error(error.errors(include_url=False)[0], origins) from None
+
+
+def run_dir() -> Path:
+    """Where the socket and the lock are: ``$ETAMETER_RUN``, else ``$XDG_RUNTIME_DIR/etameter``, else ``/run/etameter``."""
+    if own := os.environ.get("ETAMETER_RUN"):
+        return Path(own)
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    return Path(runtime, "etameter") if runtime else Path("/run/etameter")
+
+
+def state_dir() -> Path:
+    """Where durable data is: ``$ETAMETER_STATE``, else ``$XDG_STATE_HOME/etameter``, else ``~/.local/state/etameter``."""
+    if own := os.environ.get("ETAMETER_STATE"):
+        return Path(own)
+    state = os.environ.get("XDG_STATE_HOME")
+    return Path(state, "etameter") if state else Path.home() / ".local" / "state" / "etameter"
+
+
+def ring_dir() -> Path:
+    """Where engines write their rings: ``$ETAMETER_RING_DIR``, else ``/dev/shm``."""
+    return Path(os.environ.get("ETAMETER_RING_DIR") or "/dev/shm")  # noqa: S108  # shared memory by design, not a temporary file
+
+
+def ring_path(engine: str) -> Path:
+    """The ring of the engine named `engine`."""
+    return ring_dir() / f"etameter-{engine}.ring"
+
+
+def board_path(engine: str) -> Path:
+    """What the simulated board of the engine named `engine` publishes."""
+    return ring_dir() / f"etameter-{engine}.board"
+
+
+def socket_path() -> Path:
+    """Where the middleware talks to the meter."""
+    return run_dir() / "meter.sock"
+
+
+def lock_path() -> Path:
+    """Held by the one meter of this run directory."""
+    return run_dir() / "meter.lock"
+
+
+def ledger_path() -> Path:
+    """The ledger, where the configuration names none."""
+    return state_dir() / "ledger.db"
+
+
+def _read(file: Path | None) -> dict[str, object]:
+    path = file or CONFIG_FILE
+    try:
+        with path.open("rb") as stream:
+            return tomllib.load(stream)
+    except FileNotFoundError:
+        if file is None:
+            return {}
+        raise ConfigError(f"no config file {path}", "name one that exists, or leave --config out") from None
+    except OSError as error:
+        raise ConfigError(f"config file {path} can't be read", error.strerror or str(error)) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config file {path} is not TOML", str(error)) from error
+
+
+def _refuse_unknown_variables(variables: Iterable[str]) -> None:
+    """Only names with a double underscore are ours to judge: Kubernetes sets ETAMETER_PORT for a service of that name."""
+    for variable in variables:
+        if not variable.startswith(ENV_PREFIX) or "__" not in variable:
+            continue
+        section = variable.removeprefix(ENV_PREFIX).split("__")[0].lower()
+        if section not in Config.model_fields:
+            raise ConfigError(
+                f"unknown section in environment variable {variable}", _suggest(section, Config.model_fields)
+            )
+
+
+def _merge(below: Mapping[str, object], above: Mapping[str, object]) -> dict[str, object]:
+    merged = dict(below)
+    for key, value in above.items():
+        lower = merged.get(key)
+        merged[key] = _merge(lower, value) if isinstance(lower, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def _config_error(details: ErrorDetails, origins: Iterable[tuple[str, Mapping[str, object]]]) -> ConfigError:
+    path = [str(part) for part in details["loc"] if part != "[key]"]
+    key = ".".join(path)
+    origin = next((name for name, settings in origins if _holds(settings, path)), "defaults")
+    if details["type"] == "extra_forbidden":
+        valid = _keys_of(path[:-1])
+        return ConfigError(f"unknown {'key' if path[1:] else 'section'} {key} ({origin})", _suggest(path[-1], valid))
+    reason = details["msg"].removeprefix("Input ").removeprefix("String ")
+    return ConfigError(f"{key} = {details['input']!r} ({origin}) can't be used", f"it {reason}")
+
+
+def _holds(settings: object, path: Iterable[str]) -> bool:
+    for part in path:
+        if not isinstance(settings, Mapping) or part not in settings:
+            return False
+        settings = settings[part]
+    return True
+
+
+def _keys_of(path: list[str]) -> Iterable[str]:
+    sections: dict[str, type[BaseModel]] = {"meter": MeterSection, "serve": ServeSection, "arms": ArmSection}
+    return sections[path[0]].model_fields if path else Config.model_fields
+
+
+def _suggest(word: str, valid: Iterable[str]) -> str:
+    choices = sorted(valid)
+    close = difflib.get_close_matches(word, choices, n=1)
+    return f"did you mean {close[0]}?" if close else f"valid are {', '.join(choices)}"
