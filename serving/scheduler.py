@@ -1,0 +1,280 @@
+"""vLLM's scheduler with a pen: each iteration, and what it computes for whom, is written to the ring.
+
+    vllm serve MODEL --scheduler-cls etameter.serving.scheduler.metered_scheduler
+
+`metered_scheduler` subclasses the scheduler that vLLM would have chosen, so that asynchronous scheduling stays on. It only writes
+and never waits. What goes wrong in the meter ends the metering, with one warning, and never reaches the engine.
+
+Of the tokens that a step computes for a request, `prefill + decode + draft` is the number that vLLM scheduled: prefill are those at
+positions of the prompt or computed once before (a preemption threw them away: `recomputed`), draft are speculated ones, decode are
+the rest, one a step. `cached` is stated in the request's first step only.
+"""
+
+import logging
+import os
+import re
+import struct
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from vllm import __version__ as vllm_version
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.scheduler import Scheduler
+
+from etameter.serving.ring import RingWriter, Row
+
+# A child of vLLM's logger, which has the handlers of this process.
+logger = logging.getLogger("vllm.etameter")
+
+METERING_FAILURES = (OSError, ValueError, KeyError, IndexError, AttributeError, TypeError, struct.error)
+"""What the hook may meet: a ring that can't be created or written, or a vLLM whose internals have moved."""
+
+RING_DIRECTORY = "/dev/shm"  # noqa: S108  # shared memory is where the meter looks for rings
+
+_ENGINE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def metered_scheduler(vllm_config: Any, **arguments: Any) -> Any:
+    """What vLLM calls in place of its scheduler class, with the same arguments."""
+    return _metered(_scheduler_class(vllm_config))(vllm_config=vllm_config, **arguments)
+
+
+def _scheduler_class(vllm_config: Any) -> Any:
+    """The class that vLLM takes when no other is named."""
+    asynchronous = vllm_config.scheduler_config.async_scheduling
+    if getattr(vllm_config, "diffusion_config", None) is not None:
+        from vllm.v1.core.sched import diffusion_scheduler  # absent from older versions, as are its models
+
+        return diffusion_scheduler.DiffusionAsyncScheduler if asynchronous else diffusion_scheduler.DiffusionScheduler
+    return AsyncScheduler if asynchronous else Scheduler
+
+
+def _metered(base: Any) -> Any:
+    class MeteredScheduler(base):  # type: ignore[misc]  # the base is known at run time only
+        """Tells a `StepWriter` of what the scheduler decides."""
+
+        def __init__(self, *args: Any, **arguments: Any) -> None:
+            super().__init__(*args, **arguments)
+            self._steps: StepWriter | None = None
+            try:
+                self._steps = StepWriter(open_ring(self.vllm_config))
+            except METERING_FAILURES as failure:
+                logger.warning("etameter: serving goes on unmetered: %s: %s", type(failure).__name__, failure)
+                return
+            logger.info(
+                "etameter: metering %s into %s. vLLM's warning about a custom scheduler class does not concern it: "
+                "asynchronous scheduling stays as configured (%s).",
+                base.__name__,
+                self._steps.ring.path,
+                "on" if issubclass(base, AsyncScheduler) else "off",
+            )
+
+        def add_request(self, request: Any) -> None:
+            super().add_request(request)
+            if self._steps is not None:
+                self._note(self._steps.added, request, time.monotonic_ns())
+
+        def schedule(self, *args: Any, **arguments: Any) -> Any:
+            output = super().schedule(*args, **arguments)
+            t_ns = time.monotonic_ns()
+            if self._steps is not None and output.total_num_scheduled_tokens:
+                self._note(self._steps.dispatched, output, self.requests, t_ns)
+            return output
+
+        def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
+            t_ns = time.monotonic_ns()
+            if self._steps is not None:
+                self._note(self._steps.done, scheduler_output, model_runner_output, t_ns)
+            return super().update_from_output(scheduler_output, model_runner_output)
+
+        def _free_request(self, request: Any, *args: Any, **arguments: Any) -> Any:
+            # The one place that every finished request passes, whether it stopped by itself or was aborted.
+            if self._steps is not None:
+                self._note(self._steps.finished, request, time.monotonic_ns())
+            return super()._free_request(request, *args, **arguments)
+
+        def shutdown(self) -> None:
+            super().shutdown()
+            if self._steps is not None:
+                self._steps.ring.close()
+                self._steps = None
+
+        def _note(self, write: Callable[..., None], *what: Any) -> None:
+            try:
+                write(*what)
+            except METERING_FAILURES as failure:
+                self._steps = None
+                logger.warning("etameter: metering ends, serving goes on: %s: %s", type(failure).__name__, failure)
+
+    return MeteredScheduler
+
+
+class _Tracked:
+    """What the rows of one request need from step to step."""
+
+    __slots__ = ("furthest", "lora_id", "number", "preemptions", "prefill_end", "recompute_end")
+
+    def __init__(self, number: int, lora_id: int, prompt_tokens: int) -> None:
+        self.number = number
+        self.lora_id = lora_id
+        self.prefill_end = prompt_tokens
+        """Positions below it are prefill, those from it on are decode."""
+        self.recompute_end = 0
+        """Positions below it had been computed before the last preemption."""
+        self.furthest = -1
+        """End of the positions computed so far; -1 before the first step."""
+        self.preemptions = 0
+
+
+class StepWriter:
+    """Translates vLLM's scheduler outputs to the ring's records."""
+
+    def __init__(self, ring: RingWriter) -> None:
+        self.ring = ring
+        self._tracked: dict[str, _Tracked] = {}
+        self._in_flight: dict[int, int] = {}  # id() of a scheduler output that waits for its results → step id
+        self._next_step = 0
+
+    def added(self, request: Any, t_ns: int) -> None:
+        """A request has come to the scheduler. (A session that streams its input comes once for each part.)"""
+        request_id = request.request_id
+        if request_id not in self._tracked:
+            lora_id = request.lora_request.lora_int_id if request.lora_request else 0
+            number = self.ring.open_request(request_id, request.num_prompt_tokens, t_ns)
+            self._tracked[request_id] = _Tracked(number, lora_id, request.num_prompt_tokens)
+
+    def dispatched(self, output: Any, requests: Mapping[str, Any], t_ns: int) -> None:
+        """The step of `output` begins. `requests` have been advanced by it, as `schedule()` leaves them."""
+        for new in output.scheduled_new_reqs:  # again here: preempted ones, and sessions whose prompt has grown
+            state = self._tracked[new.req_id]
+            state.prefill_end = max(state.prefill_end, requests[new.req_id].num_prompt_tokens)
+        tracked = self._tracked
+        drafted = output.scheduled_spec_decode_tokens
+        encoded = output.scheduled_encoder_inputs
+        rows: list[Row] = []
+        for request_id, tokens in output.num_scheduled_tokens.items():
+            request = requests[request_id]
+            state = tracked[request_id]
+            start = request.num_computed_tokens - tokens
+            if start < state.prefill_end or request.num_preemptions != state.preemptions or drafted or encoded:
+                drafts = len(drafted.get(request_id, ()))
+                encoder = sum(request.get_num_encoder_embeds(i) for i in encoded.get(request_id, ()))
+                rows.append(_row(state, request, start, tokens - drafts, drafts, encoder))
+            else:
+                rows.append((state.number, 0, tokens, 0, 0, 0, 0, start, state.lora_id))
+                state.furthest = start + tokens
+        step_id = self._next_step
+        self._next_step = step_id + 1
+        self._in_flight[id(output)] = step_id
+        self.ring.dispatch(step_id, t_ns, rows)
+
+    def done(self, output: Any, results: Any, t_ns: int) -> None:
+        """The results of the step of `output` have come."""
+        step_id = self._in_flight.pop(id(output), None)
+        if step_id is None:
+            return  # nothing was scheduled in it
+        accepted = []
+        for request_id in output.scheduled_spec_decode_tokens:
+            state = self._tracked.get(request_id)
+            if state is None or not results.sampled_token_ids:
+                continue  # aborted meanwhile, or a step that samples nothing
+            kept = max(len(results.sampled_token_ids[results.req_id_to_index[request_id]]) - 1, 0)
+            state.furthest += kept
+            accepted.append((state.number, kept))
+        self.ring.done(step_id, t_ns, accepted)
+
+    def finished(self, request: Any, t_ns: int) -> None:
+        """The request leaves the scheduler. Its last step may be on the GPU still."""
+        state = self._tracked.pop(request.request_id, None)
+        if state is not None:
+            self.ring.finish(state.number, t_ns, request.num_output_tokens, str(request.get_finished_reason()))
+
+
+def _row(state: _Tracked, request: Any, start: int, tokens: int, drafts: int, encoder: int) -> Row:
+    """A step that is not one of plain decoding. `tokens` are those that are not speculated."""
+    if request.num_preemptions != state.preemptions:
+        state.preemptions = request.num_preemptions
+        # The last sampled token has not been computed yet. Drafts under way may have let `furthest` run ahead.
+        state.recompute_end = min(state.furthest, request.num_tokens - 1)
+        state.prefill_end = max(state.prefill_end, state.recompute_end)
+    cached = 0
+    if state.furthest < 0:
+        cached = min(start, request.num_prompt_tokens)
+    prefill = min(max(state.prefill_end - start, 0), tokens)
+    recomputed = min(max(state.recompute_end - start, 0), tokens)
+    state.furthest = max(state.furthest, start + tokens)
+    return (state.number, prefill, tokens - prefill, cached, recomputed, drafts, encoder, start, state.lora_id)
+
+
+def open_ring(vllm_config: Any) -> RingWriter:
+    """The ring of this engine, at ``$ETAMETER_RING_DIR/etameter-<engine>.ring``.
+
+    Raises:
+        OSError: the file can't be created.
+        ValueError: ETAMETER_ENGINE is no name.
+    """
+    parallel = vllm_config.parallel_config
+    rank = getattr(parallel, "data_parallel_index", parallel.data_parallel_rank)
+    engine = os.environ.get("ETAMETER_ENGINE") or f"engine-{rank}"
+    if "ETAMETER_ENGINE" in os.environ and rank:
+        engine = f"{engine}-{rank}"  # ranks share their environment
+    if not _ENGINE_NAME.fullmatch(engine):
+        raise ValueError(f"ETAMETER_ENGINE={engine!r} is no name: use letters, digits, '.', '_' and '-'")
+    model = vllm_config.model_config
+    directory = Path(os.environ.get("ETAMETER_RING_DIR") or RING_DIRECTORY)
+    return RingWriter(
+        directory / f"etameter-{engine}.ring",
+        engine=engine,
+        model=str(model.served_model_name),
+        dtype=str(model.dtype).removeprefix("torch."),
+        gpu_uuids=_gpu_uuids(parallel),
+        details=_details(vllm_config),
+    )
+
+
+def _gpu_uuids(parallel: Any) -> list[str]:
+    """The devices of this engine, in CUDA's order, which is not NVML's."""
+    import torch  # vLLM has loaded it
+
+    if not torch.cuda.is_available():
+        return []
+    first = (parallel.data_parallel_rank_local or 0) * parallel.world_size
+    if first + parallel.world_size > torch.cuda.device_count():
+        first = 0  # the launcher shows each rank its own devices only
+    return [f"GPU-{torch.cuda.get_device_properties(first + i).uuid}" for i in range(parallel.world_size)]
+
+
+def _details(vllm_config: Any) -> dict[str, int | float | str]:
+    """Numbers of the model from which a first guess of its step's cost can be made. What a model does not have is left out."""
+    model, parallel = vllm_config.model_config, vllm_config.parallel_config
+    text = model.hf_text_config
+    details = {
+        "num_layers": getattr(text, "num_hidden_layers", None),
+        "hidden_size": model.get_hidden_size(),
+        "num_attention_heads": getattr(text, "num_attention_heads", None),
+        "num_kv_heads": model.get_total_num_kv_heads(),
+        "head_dim": model.get_head_size(),
+        "intermediate_size": getattr(text, "intermediate_size", None),
+        "vocab_size": model.get_vocab_size(),
+        "num_experts": model.get_num_experts() or None,
+        "experts_per_token": getattr(text, "num_experts_per_tok", None),
+        "sliding_window": model.get_sliding_window(),
+        "weights_bytes": _weights_bytes(Path(model.model)),
+        "quantization": model.quantization,
+        "kv_cache_dtype": str(vllm_config.cache_config.cache_dtype),
+        "max_model_len": model.max_model_len,
+        "max_num_batched_tokens": vllm_config.scheduler_config.max_num_batched_tokens,
+        "tensor_parallel_size": parallel.tensor_parallel_size,
+        "pipeline_parallel_size": parallel.pipeline_parallel_size,
+        "data_parallel_size": parallel.data_parallel_size,
+        "async_scheduling": int(bool(vllm_config.scheduler_config.async_scheduling)),
+        "vllm_version": vllm_version,
+    }
+    return {name: value for name, value in details.items() if isinstance(value, int | float | str)}
+
+
+def _weights_bytes(directory: Path) -> int | None:
+    """What one pass over the weights reads, where the model is a local directory."""
+    return sum(file.stat().st_size for file in directory.glob("*.safetensors")) or None
