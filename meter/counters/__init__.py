@@ -1,0 +1,50 @@
+"""Energy counters: what the sampler polls. Each module here knows one way to ask a machine for its joules."""
+
+from collections.abc import Hashable
+from typing import Literal, Protocol
+
+from etameter.records import Source
+
+Scope = Literal["gpu", "module", "package"]
+"""What the counter covers: a GPU board, a module with its CPU (Grace-Hopper), or a CPU package."""
+
+Kind = Literal["nvml", "rapl", "simulated"]
+
+
+class Counter(Protocol):
+    """A cumulative energy counter of one device, as its driver publishes it.
+
+    The value stands still between two updates of the driver and only ever grows; when it goes down it was reset.
+    Reads may come from a thread of their own, but never from two threads at once.
+    """
+
+    @property
+    def gpu_uuid(self) -> str:
+        """Names the device on this machine, e.g. ``GPU-…`` or ``RAPL-package-0``."""
+
+    @property
+    def scope(self) -> Scope: ...
+
+    @property
+    def kind(self) -> Kind: ...
+
+    @property
+    def source(self) -> Source: ...
+
+    def read_mj(self) -> int:
+        """Cumulative energy in millijoules.
+
+        Raises CounterError when this read failed; a later read may succeed again.
+        """
+
+    def conditions(self) -> tuple[Hashable, ...]:
+        """What the cost of a step depends on besides the step: the power cap, throttling. A change opens a new fit.
+
+        Cheap enough to ask every few seconds. Raises CounterError as `read_mj` does.
+        """
+
+    def power_limit_w(self) -> float | None:
+        """The power that the device is held to, in watts; None where it is not known. Raises CounterError."""
+
+    def close(self) -> None:
+        """Give the driver back. No read may follow."""

@@ -1,0 +1,189 @@
+"""From edges of a counter to energy between two instants. Pure: no clock, no input, no output.
+
+Between two edges of one epoch the energy is the difference of the two values, exactly; *when* within that time it was
+spent is unknown. A decrease starts a new epoch: a difference over a reset does not exist. Time in which the counter
+can't be trusted keeps its joules, so that the sum over all intervals of an epoch is always the counter's own difference,
+but carries a `cause`. Here, and nowhere else, millijoules become joules.
+"""
+
+import math
+import statistics
+from bisect import bisect_left, bisect_right
+from collections import deque
+from dataclasses import dataclass
+
+from etameter.records import Edge, Interval, ReadFailure
+
+MISSED_PERIODS = 5
+"""After so many update periods without a change the counter is taken to be frozen, or the readings to be missing."""
+
+MISSING_NS = 1_000_000_000
+"""Shorter times without readings only make an interval longer."""
+
+WIDTHS_PER_INTERVAL = 4
+"""An interval is at least so many half-widths of its last edge long: a stalled call smears an edge over seconds, and an
+interval that ended there would charge the wrong steps."""
+
+IMPLAUSIBLE = 1.2
+"""Mean power above the power limit by more than this factor isn't a measurement."""
+
+FEWEST_DISTANCES, MOST_DISTANCES = 4, 31
+"""Edge distances from which the update period is learned."""
+
+
+def _joules(energy_mj: float) -> float:
+    return energy_mj / 1000
+
+
+@dataclass(frozen=True, slots=True)
+class _Mark:
+    """A kept edge. `spent_mj` grows over all epochs; `epoch` counts the resets before it."""
+
+    t_ns: int
+    half_width_ns: int
+    spent_mj: int
+    epoch: int
+
+
+class Timeline:
+    """The energy of one GPU over time."""
+
+    def __init__(
+        self,
+        gpu_uuid: str,
+        min_interval_ns: int = 50_000_000,
+        last_edge: Edge | None = None,
+        power_limit_w: float | None = None,
+        kept_edges: int = 8192,
+    ) -> None:
+        """Start empty, or at `last_edge`, the `settled_edge` of the timeline before a restart in the same boot.
+
+        Consecutive edges are merged into intervals of at least `min_interval_ns`. `energy_between` reaches back over
+        the last `kept_edges` edges.
+        """
+        self.gpu_uuid = gpu_uuid
+        self.power_limit_w = power_limit_w
+        """Watts. May be set anew at any time: it applies to the intervals that end from then on."""
+        self.resets = 0
+        self.failures = 0
+        self._min_interval_ns = min_interval_ns
+        self._start = self._last = last_edge
+        self._unread = last_edge is not None
+        self._cause: str | None = None
+        self._distances_ns: deque[int] = deque(maxlen=MOST_DISTANCES)
+        self._closed: list[Interval] = []
+        self._marks: deque[_Mark] = deque(maxlen=kept_edges)
+        if last_edge is not None:
+            self._marks.append(_Mark(last_edge.t_ns, last_edge.half_width_ns, 0, 0))
+
+    @property
+    def period_ns(self) -> int | None:
+        """The counter's update period, learned as the median distance of recent edges; None until it is known."""
+        if len(self._distances_ns) < FEWEST_DISTANCES:
+            return None
+        return int(statistics.median(self._distances_ns))
+
+    @property
+    def settled_edge(self) -> Edge | None:
+        """Where the last interval that was closed ends: what a restart continues from."""
+        return self._start
+
+    def add(self, found: Edge | ReadFailure) -> None:
+        """Take the next thing that the sampler found.
+
+        Raises ValueError where an edge is of another GPU or not later than the one before it.
+        """
+        if found.gpu_uuid != self.gpu_uuid:
+            raise ValueError(f"{found.gpu_uuid} is not the GPU of this timeline, {self.gpu_uuid}")
+        if isinstance(found, ReadFailure):
+            self.failures += 1
+            self._unread = True
+            return
+        start, last = self._start, self._last
+        if start is None or last is None:
+            self._start = self._last = found
+            self._unread = False
+            self._marks.append(_Mark(found.t_ns, found.half_width_ns, 0, 0))
+            return
+        if found.t_ns <= last.t_ns:
+            raise ValueError(f"an edge at {found.t_ns} ns does not follow the one at {last.t_ns} ns")
+        if found.energy_mj < last.energy_mj:
+            self._reset(start, last, found)
+        else:
+            self._advance(start, last, found)
+        self._last = found
+        self._unread = False
+
+    def take(self) -> list[Interval]:
+        """The intervals that were closed since the last call, in order and without gaps between them."""
+        closed, self._closed = self._closed, []
+        return closed
+
+    def energy_between(self, start_ns: int, end_ns: int) -> tuple[float, float]:
+        """Joules that the counter published between two instants, and how far the truth may be from them.
+
+        Linear between edges. The error is a bound, not a deviation: at any instant the counter had published at least
+        the last edge that was surely over, and at most the next one that had surely not begun. It is infinite where
+        the counter was reset in between. Raises ValueError where the kept edges don't reach over both instants.
+        """
+        if end_ns < start_ns:
+            raise ValueError(f"the end, {end_ns} ns, is before the start, {start_ns} ns")
+        low_start_mj, start_mj, high_start_mj, start_epoch = self._spent(start_ns)
+        low_end_mj, end_mj, high_end_mj, end_epoch = self._spent(end_ns)
+        energy_mj = end_mj - start_mj
+        if start_epoch != end_epoch:
+            return _joules(energy_mj), math.inf
+        least_mj, most_mj = max(0, low_end_mj - high_start_mj), high_end_mj - low_start_mj
+        return _joules(energy_mj), _joules(max(energy_mj - least_mj, most_mj - energy_mj))
+
+    def _advance(self, start: Edge, last: Edge, found: Edge) -> None:
+        distance_ns = found.t_ns - last.t_ns
+        too_long_ns = MISSED_PERIODS * (self.period_ns or 0)
+        if self._unread or 2 * found.half_width_ns > max(MISSING_NS, too_long_ns):
+            self._cause = "readings_missing"
+        else:
+            if too_long_ns and distance_ns - found.half_width_ns > too_long_ns:
+                self._cause = self._cause or "stale"
+            self._distances_ns.append(distance_ns)
+        before = self._marks[-1]
+        spent_mj = before.spent_mj + found.energy_mj - last.energy_mj
+        self._marks.append(_Mark(found.t_ns, found.half_width_ns, spent_mj, before.epoch))
+        if found.t_ns - start.t_ns >= max(self._min_interval_ns, WIDTHS_PER_INTERVAL * found.half_width_ns):
+            self._close(start, found)
+
+    def _reset(self, start: Edge, last: Edge, found: Edge) -> None:
+        if start is not last:
+            self._close(start, last)
+        self._append(last, found, 0.0, "reset")
+        self.resets += 1
+        before = self._marks[-1]
+        self._marks.append(_Mark(found.t_ns, found.half_width_ns, before.spent_mj, before.epoch + 1))
+
+    def _close(self, start: Edge, end: Edge) -> None:
+        energy_j = _joules(end.energy_mj - start.energy_mj)
+        if self._cause is None and self.power_limit_w is not None:
+            longest_ns = end.t_ns + end.half_width_ns - start.t_ns + start.half_width_ns
+            if energy_j * 1e9 > IMPLAUSIBLE * self.power_limit_w * longest_ns:
+                self._cause = "implausible"
+        self._append(start, end, energy_j, self._cause)
+        self._cause = None
+
+    def _append(self, start: Edge, end: Edge, energy_j: float, cause: str | None) -> None:
+        self._closed.append(
+            Interval(self.gpu_uuid, start.t_ns, end.t_ns, energy_j, start.half_width_ns, end.half_width_ns, cause)
+        )
+        self._start = end
+
+    def _spent(self, t_ns: int) -> tuple[int, float, int, int]:
+        """At `t_ns`: the least that the counter had published, the likeliest, the most (mJ), and the epoch."""
+        marks = self._marks
+        surely_over = bisect_right(marks, t_ns, key=lambda mark: mark.t_ns + mark.half_width_ns) - 1
+        surely_ahead = bisect_left(marks, t_ns, key=lambda mark: mark.t_ns - mark.half_width_ns)
+        if surely_over < 0 or t_ns > marks[-1].t_ns:
+            raise ValueError(f"{t_ns} ns is not between the kept edges of {self.gpu_uuid}")
+        next_one = bisect_right(marks, t_ns, key=lambda mark: mark.t_ns)
+        left, right = marks[next_one - 1], marks[min(next_one, len(marks) - 1)]
+        share = (t_ns - left.t_ns) / (right.t_ns - left.t_ns) if right is not left else 0.0
+        likeliest_mj = left.spent_mj + share * (right.spent_mj - left.spent_mj)
+        most_mj = marks[min(surely_ahead, len(marks) - 1)].spent_mj
+        return marks[surely_over].spent_mj, likeliest_mj, most_mj, left.epoch
