@@ -1,0 +1,141 @@
+"""The command line. Each command imports what it needs when it runs, so that `etameter --help` stays fast."""
+
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Literal, NoReturn
+
+import typer
+
+from .errors import ConfigError, EtameterError
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="etameter",
+    help="The live energy meter for LLM inference: joules per request, split into prompt and output tokens.",
+    invoke_without_command=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Profile = Literal["h100", "a100"]
+_CONFIG_HELP = "Read this file instead of ./etameter.toml."
+SimulateGpu = Annotated[
+    Profile | None,
+    typer.Option(help="Meter a simulated board instead of a real counter. Every figure then says source=simulated."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object.")]
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and leave: 0 done, 2 wrong use or environment (one line says what to do), 130 interrupted."""
+    try:
+        code = app(args=arguments, prog_name="etameter", standalone_mode=False)
+    except EtameterError as error:
+        _leave(str(error), error.exit_code)
+    except typer.TyperException as error:  # an unknown option, command or value
+        message = " ".join(error.format_message().split()).removesuffix(".")
+        _leave(f"{message}: `etameter --help` and `etameter COMMAND --help` say what there is", EtameterError.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        sys.exit(INTERRUPTED)
+    sys.exit(code)
+
+
+def _leave(message: str, code: int) -> NoReturn:
+    print(f"etameter: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"etameter {version('etameter')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    context: typer.Context,
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+        raise typer.Exit(EtameterError.exit_code)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def serve(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(help="The model, as `vllm serve` takes it.")],
+    engine: Annotated[str | None, typer.Option(help="Name of the engine; it names the ring.")] = None,
+    meter_port: Annotated[int | None, typer.Option(help="Port of the meter's own HTTP server.")] = None,
+    ledger: Annotated[Path | None, typer.Option(metavar="FILE", help="File of the durable ledger.")] = None,
+    simulate_gpu: SimulateGpu = None,
+    config_file: Annotated[  # plain --config is vLLM's
+        Path | None, typer.Option("--meter-config", metavar="FILE", help=_CONFIG_HELP)
+    ] = None,
+) -> int:
+    """Serve MODEL with vLLM and meter every request.
+
+    Any option not named here goes to vLLM as it is, and so does everything after `--`.
+    """
+    from . import config
+    from .serving import launch
+
+    if model.startswith("-"):
+        raise ConfigError(f"{model} stands where the model should", "name the model first, vLLM's options after it")
+
+    loaded = config.load(
+        config_file,
+        {
+            "meter": {"port": meter_port, "ledger": ledger, "simulate_gpu": simulate_gpu},
+            "serve": {"engine": engine},
+        },
+    )
+    return launch.serve(model, context.args, loaded, config_file)
+
+
+@app.command()
+def meter(
+    ring: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE", help="Ring of an engine; may be given several times. By default that of [serve] engine."
+        ),
+    ] = None,
+    ledger: Annotated[Path | None, typer.Option(metavar="FILE", help="File of the durable ledger.")] = None,
+    board: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="What a simulated board publishes; needs --simulate-gpu.")
+    ] = None,
+    simulate_gpu: SimulateGpu = None,
+    host: Annotated[str | None, typer.Option(help="Address of the meter's HTTP server.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port of the meter's HTTP server.")] = None,
+    socket: Annotated[Path | None, typer.Option(metavar="FILE", help="Socket that the middleware talks to.")] = None,
+    config_file: Annotated[Path | None, typer.Option("--config", metavar="FILE", help=_CONFIG_HELP)] = None,
+) -> None:
+    """Run the meter alone, for engines that are started otherwise."""
+    from . import config, daemon
+
+    if board is not None and simulate_gpu is None:
+        raise ConfigError("--board needs --simulate-gpu", "name the board's profile, h100 or a100")
+    loaded = config.load(
+        config_file, {"meter": {"host": host, "port": port, "ledger": ledger, "simulate_gpu": simulate_gpu}}
+    )
+    daemon.run(loaded, rings=tuple(ring or ()), board=board, socket=socket or config.socket_path())
+
+
+@app.command()
+def demo(
+    url: Annotated[str | None, typer.Option(help="Meter this running server instead of starting one.")] = None,
+    model: Annotated[str | None, typer.Option(help="Model to serve; by default the small one that is bundled.")] = None,
+    profile: Annotated[Profile, typer.Option(help="Board to simulate where there is no counter.")] = "h100",
+    as_json: Json = False,
+) -> int:
+    """Send eight prompts to a real vLLM server and print what each of them cost."""
+    from . import demo as demonstration
+
+    return demonstration.run(url=url, model=model, profile=profile, as_json=as_json)
