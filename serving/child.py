@@ -1,0 +1,142 @@
+"""Child processes that can't be left behind.
+
+Each child leads a session of its own, so that a Ctrl-C in the terminal reaches only the parent, which then stops the
+children in its own order, each with everything it started. Should the parent die without a word, the kernel sends its
+children SIGTERM.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from types import FrameType
+
+LINES_KEPT = 400
+"""Of a child's output, to tell why it died."""
+
+_INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+# Runs in the child before the program: asks for a SIGTERM at the parent's death (1 is PR_SET_PDEATHSIG), looks whether the
+# parent died before that, and unblocks the signals that the parent held back. A shim instead of Popen's preexec_fn, which is
+# not safe beside threads.
+_SHIM = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+if os.getppid() != int(sys.argv[1]):
+    sys.exit(1)
+signal.pthread_sigmask(signal.SIG_SETMASK, [])
+try:
+    os.execvp(sys.argv[2], sys.argv[2:])
+except OSError as error:
+    sys.exit(f"{sys.argv[2]}: {error.strerror}")
+"""
+
+
+class Child:
+    """A running program, its output merged and handed on line by line.
+
+    Args:
+        sink: gets every line, from a thread of the child's own; it should not block for long.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        argv: Sequence[str],
+        env: Mapping[str, str],
+        sink: Callable[[str], None] | None = None,
+    ) -> None:
+        self.name = name
+        self.lines: deque[str] = deque(maxlen=LINES_KEPT)
+        self._sink = sink
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", _SHIM, str(os.getpid()), *argv],
+            env=dict(env),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            start_new_session=True,
+        )
+        self._reader = threading.Thread(target=self._read, name=f"output of {name}", daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        with self._process.stdout as output:
+            for line in output:
+                self.lines.append(line.rstrip("\n"))
+                if self._sink is not None:
+                    try:
+                        self._sink(line)
+                    except (OSError, ValueError):  # nobody listens any more; the child must not block on a full pipe
+                        self._sink = None
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs; negative after a signal, as `subprocess` has it."""
+        return self._process.poll()
+
+    def wait(self) -> int:
+        """Waits for the end of the program and of its output, and returns the exit code."""
+        code = self._process.wait()
+        self.last_words()
+        return code
+
+    def last_words(self, timeout_s: float = 2.0) -> list[str]:
+        """What a child that ended has said at last; waits for the rest of its output, which its own children may hold open."""
+        self._reader.join(timeout_s)
+        return list(self.lines)
+
+    def stop(self, grace_s: float) -> None:
+        """Asks the child to end, waits `grace_s`, then kills it; in any case kills what it started and left."""
+        if self._process.poll() is None:
+            self._process.terminate()
+            with suppress(subprocess.TimeoutExpired):  # then it is killed with its group
+                self._process.wait(grace_s)
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self._process.wait()
+        self.last_words()  # the output ends when the last of the group is gone
+
+
+@contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Holds interrupts back, so that none falls between a child's start and the note of who must stop it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _INTERRUPTS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Makes SIGINT, SIGTERM and SIGHUP raise KeyboardInterrupt in the main thread, once: what follows can't disturb the clean-up."""
+    interrupted = False
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        nonlocal interrupted
+        if not interrupted:
+            interrupted = True
+            raise KeyboardInterrupt
+
+    before = {number: signal.getsignal(number) for number in _INTERRUPTS}
+    for number in _INTERRUPTS:
+        if number != signal.SIGHUP or before[number] != signal.SIG_IGN:  # nohup stays nohup
+            signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
