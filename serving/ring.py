@@ -12,7 +12,8 @@ outlives a SIGKILL of either side. Any engine may feed the meter through `RingWr
 
 Format, version 1, little-endian, described in ``docs/ring.md``: a header page, then a circular area of records, each aligned to 16
 bytes and framed by length, CRC-32, sequence number and kind. `reserved` is raised before a record's bytes are written and `committed`
-after, so that a reader knows whether what it copied had been overwritten meanwhile, and never sees half a record.
+after, so that a reader knows whether what it copied had been overwritten meanwhile, and never sees half a record. The header also
+names a record in each eighth of the area, from which a reader that comes late can start.
 """
 
 import json
@@ -40,8 +41,9 @@ KEYFRAME_STEPS = 256
 
 _FIXED = struct.Struct("<8sIIQQQ")  # magic, version, header bytes, capacity, reserved, committed
 _RESERVED_WORD, _COMMITTED_WORD = 3, 4  # of the 64-bit words of the header
+_SEGMENTS, _SEGMENT_WORD = 8, 5  # where the first record in each eighth of the area begins, +1; 0 while there is none
 _JSON_LENGTH = struct.Struct("<I")
-_JSON_OFFSET = 64
+_JSON_OFFSET = 128
 _FRAME = struct.Struct("<IIIB3x")  # length with frame and padding, CRC-32 of what follows it, sequence, kind
 _PADDING, _DISPATCH, _DONE, _FINISH = range(4)
 _ALIGNMENT = 16
@@ -152,6 +154,7 @@ class RingWriter:
         self._map = _create(path, HEADER_BYTES + capacity_bytes, text, capacity_bytes)
         self._words = memoryview(self._map).cast("Q")
         self._committed = 0
+        self._segment = -1
         self._sequence = 0
         self._next_number = 0
         self._dispatches = 0
@@ -219,6 +222,10 @@ class RingWriter:
     def _put(self, kind: int, payload: bytes, length: int) -> None:
         self._words[_RESERVED_WORD] = self._committed + length
         at = HEADER_BYTES + self._committed % self._capacity
+        segment = self._committed % self._capacity * _SEGMENTS // self._capacity
+        if segment != self._segment:
+            self._segment = segment
+            self._words[_SEGMENT_WORD + segment] = self._committed + 1
         frame = _FRAME.pack(length, zlib.crc32(payload), self._sequence & 0xFFFFFFFF, kind)
         self._map[at : at + _FRAME.size + len(payload)] = frame + payload
         if kind != _PADDING:
@@ -237,7 +244,7 @@ def _create(path: Path, size: int, about: bytes, capacity: int) -> mmap.mmap:
         mapped[: _FIXED.size] = _FIXED.pack(MAGIC, VERSION, HEADER_BYTES, capacity, 0, 0)
         mapped[_JSON_OFFSET : _JSON_OFFSET + _JSON_LENGTH.size] = _JSON_LENGTH.pack(len(about))
         mapped[_JSON_OFFSET + _JSON_LENGTH.size : _JSON_OFFSET + _JSON_LENGTH.size + len(about)] = about
-        os.rename(building, path)
+        building.rename(path)
     except OSError:
         building.unlink(missing_ok=True)
         raise
@@ -277,10 +284,8 @@ class RingReader:
         """Records overwritten before they were read."""
         self.torn_records = 0
         """Records whose checksum is wrong: skipped."""
-        if cursor is None:
-            cursor = 0 if committed <= capacity else committed
-        self.cursor = cursor
-        self._expected: int | None = 0 if cursor == 0 else None
+        self.cursor = self._oldest(committed) if cursor is None else cursor
+        self._expected: int | None = 0 if self.cursor == 0 else None
 
     def poll(self) -> list[Record]:
         """Every record committed since the last call, and a `Lost` where some are missing."""
@@ -313,13 +318,20 @@ class RingReader:
     def replaced(self) -> bool:
         """True when another engine has put its own ring in this one's place."""
         try:
-            return os.stat(self.path).st_ino != self.inode
+            return self.path.stat().st_ino != self.inode
         except FileNotFoundError:
             return False
 
     def close(self) -> None:
         self._words.release()
         self._map.close()
+
+    def _oldest(self, committed: int) -> int:
+        """Where the oldest record begins that is known not to have been overwritten."""
+        reserved = self._words[_RESERVED_WORD]
+        starts = [self._words[_SEGMENT_WORD + segment] - 1 for segment in range(_SEGMENTS)]
+        whole = [start for start in starts if start >= 0 and reserved - start <= self._capacity]
+        return min(whole, default=committed)
 
     def _copy(self, position: int, size: int) -> bytes | None:
         """The bytes at a position of the stream, or None where the writer has come round meanwhile."""

@@ -77,6 +77,15 @@ def test_an_overrun_is_counted_and_reading_goes_on(tmp_path: Path) -> None:
     assert reader.lost_records == 1000
 
 
+def test_a_late_reader_starts_with_the_oldest_eighth_that_is_whole(tmp_path: Path) -> None:
+    ring = writer(tmp_path / "ring", capacity_bytes=4096)
+    for step in range(1000):
+        ring.done(step, step)  # 48 bytes with their frame
+    late = [record.step_id for record in RingReader(tmp_path / "ring").poll() if isinstance(record, Done)]
+    assert late == list(range(late[0], 1000))
+    assert 4096 * 7 // 8 // 48 - 2 <= len(late) <= 4096 // 48
+
+
 def test_a_torn_record_is_counted_and_the_next_one_is_read(tmp_path: Path) -> None:
     ring = writer(tmp_path / "ring")
     ring.done(1, 11)

@@ -1,0 +1,254 @@
+"""What a step costs: a linear model of energy and one of time, fitted on line.
+
+    E = p0·Δt + c·steps + a·n + a2·Σ n·(k + (n+1)/2) + b·decode + d·attended        (J)
+    t = t0·steps + ta·n + ta2·Σ n·(k + (n+1)/2) + tb·decode + td·attended            (s)
+
+n prefill tokens on top of k cached ones, decode tokens, and the tokens whose keys and values they attend. p0 is what the board draws with
+the model loaded and nothing running, c is one pass over the weights. All coefficients are non-negative: no work gives energy back.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from etameter.records import Step
+
+Array = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+
+TERMS = ("p0_w", "c_j", "a_j", "a2_j", "b_j", "d_j")
+"""Energy coefficients in order: per second, step, prefill token, prefill token pair, decode token, attended token."""
+WINDOW_INTERVALS = 600
+"""The fit looks back over so many intervals: a minute at an update period of 100 ms."""
+MIN_INTERVALS = 20
+LAGS_NS = tuple(range(0, 201_000_000, 10_000_000))
+LAG_GAIN = 0.9
+"""Another lag is taken only if it leaves less than this share of the misfit of the one in use."""
+STEP_NOISE = 0.04
+"""Relative noise of a step's energy beside the model, the least that is ever assumed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """The columns of a run of steps: S steps, R rows (a request in a step)."""
+
+    start_ns: IntArray  # S
+    end_ns: IntArray  # S
+    features: Array  # R × 5: what the terms after p0 multiply, without the step itself
+    row_step: IntArray  # R, index of the step
+    row_request: IntArray  # R, index into request_ids
+    row_weight: Array  # R, sums to 1 over a step: players pay alike, whatever the number of their rows
+    players: IntArray  # S, distinct requests in the step
+    is_prefill: npt.NDArray[np.bool_]  # R
+    prefill_tokens: Array  # R
+    recomputed_tokens: Array  # R
+    decode_tokens: Array  # R, with the draft tokens that were verified
+    rejected_tokens: Array  # R, draft tokens that were not kept
+    cached_tokens: Array  # R
+    request_ids: tuple[str, ...]
+
+    @property
+    def step_features(self) -> Array:
+        """S × 6: Σ over a step's rows, with Δt in seconds first and the step itself second."""
+        total = np.zeros((len(self.start_ns), len(TERMS)))
+        total[:, 0] = (self.end_ns - self.start_ns) * 1e-9
+        np.add.at(total, self.row_step, self.features)
+        total[:, 1] = 1.0
+        return total
+
+
+def prefill_pairs(tokens: Array, context: Array) -> Array:
+    """Query-key pairs of causal attention: n tokens on top of k attend n·(k + (n+1)/2) positions."""
+    return tokens * (context + (tokens + 1) / 2)
+
+
+def work_of(steps: Sequence[Step]) -> Work:
+    """The columns of `steps`, which are in order of time and disjoint."""
+    request_index: dict[str, int] = {}
+    table: list[tuple[int, int, int, int, int, int, int, int, int]] = []
+    for index, step in enumerate(steps):
+        for row in step.scheduled:
+            request = request_index.setdefault(row.request_id, len(request_index))
+            computed = (row.prefill_tokens, row.decode_tokens, row.context_tokens, row.cached_tokens)
+            table.append((index, request, *computed, row.recomputed_tokens, row.draft_tokens, row.accepted_tokens))
+    columns = np.array(table, dtype=np.int64).reshape(-1, 9).T
+    row_step, row_request = columns[0], columns[1]
+    prefill, decode, context, cached, recomputed, draft, accepted = columns[2:].astype(np.float64)
+    decode += draft
+    features = np.zeros((len(table), len(TERMS)))
+    features[:, 2] = prefill
+    features[:, 3] = prefill_pairs(prefill, context)
+    features[:, 4] = decode
+    features[:, 5] = np.where(decode > 0, context + decode, 0.0)
+    players, row_weight = _players(row_step, row_request, len(steps), len(request_index))
+    return Work(
+        start_ns=np.array([step.dispatch_ns for step in steps], dtype=np.int64),
+        end_ns=np.array([step.done_ns for step in steps], dtype=np.int64),
+        features=features,
+        row_step=row_step,
+        row_request=row_request,
+        row_weight=row_weight,
+        players=players,
+        is_prefill=prefill > 0,
+        prefill_tokens=prefill,
+        recomputed_tokens=recomputed,
+        decode_tokens=decode,
+        rejected_tokens=np.maximum(draft - accepted, 0.0),
+        cached_tokens=cached,
+        request_ids=tuple(request_index),
+    )
+
+
+def _players(row_step: IntArray, row_request: IntArray, steps: int, requests: int) -> tuple[IntArray, Array]:
+    """Players of each step, and each row's part of an equal split among them."""
+    pair = row_step * max(requests, 1) + row_request
+    distinct, inverse, rows_of_player = np.unique(pair, return_inverse=True, return_counts=True)
+    players = np.bincount(distinct // max(requests, 1), minlength=steps)
+    return players, 1.0 / (players[row_step] * rows_of_player[inverse])
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """Coefficients in use. `covariance` is of `energy` (6 × 6); `step_noise` is relative and of one step."""
+
+    energy: Array  # 6: TERMS
+    covariance: Array
+    time_s: Array  # 6, the first unused: t0 per step, then per token as in TERMS
+    step_noise: float
+    intervals: int
+    """How many intervals the fit rests on; 0 for a prior."""
+    lag_ns: int = 0
+    """How long after the work the counter publishes it."""
+
+    def step_energy(self, features: Array) -> Array:
+        """Modelled joules of steps with these `step_features`."""
+        joules: Array = features @ self.energy
+        return joules
+
+    def step_variance(self, features: Array) -> Array:
+        """Variance in J² of `step_energy`: the coefficients' and the step's own."""
+        joint = np.einsum("si,ij,sj->s", features, self.covariance, features)
+        variance: Array = joint + (self.step_noise * self.step_energy(features)) ** 2
+        return variance
+
+
+PRIOR_DEVIATION = 0.7
+"""A prior's relative standard deviation: a roofline knows the order of magnitude."""
+
+
+def prior(energy: Sequence[float], time_s: Sequence[float]) -> Costs:
+    """Costs before anything was measured, from a roofline or an earlier fit."""
+    coefficients = np.array(energy, dtype=np.float64)
+    covariance = np.diag((PRIOR_DEVIATION * np.maximum(coefficients, 1e-12)) ** 2)
+    return Costs(coefficients, covariance, np.array(time_s, dtype=np.float64), 0.3, 0)
+
+
+class CostFit:
+    """Fits `Costs` of one GPU on a trailing window, by non-negative least squares with a ridge towards a prior.
+
+    The lag between work and publication is the one of `LAGS_NS` under which the window's work explains its energy best; a steady load
+    can't tell one lag from another, and then the one in use stays.
+    """
+
+    def __init__(self, start: Costs) -> None:
+        self._prior = start
+        self.costs = start
+        self._intervals: deque[tuple[int, int, float, float]] = deque(maxlen=WINDOW_INTERVALS)
+        self._steps: deque[tuple[int, int, Array]] = deque()
+
+    def add_interval(self, start_ns: int, end_ns: int, energy_j: float, edge_error_j: float) -> None:
+        """Energy between two edges (as read, before any lag), and its error from the edges' own uncertainty."""
+        self._intervals.append((start_ns, end_ns, energy_j, edge_error_j))
+
+    def add_steps(self, work: Work) -> None:
+        """Completed steps, in order of time."""
+        self._steps.extend(zip(work.start_ns.tolist(), work.end_ns.tolist(), work.step_features, strict=True))
+        horizon_ns = self._intervals[0][0] - LAGS_NS[-1] if self._intervals else 0
+        while self._steps and self._steps[0][1] < horizon_ns:
+            self._steps.popleft()
+
+    def restart(self) -> None:
+        """Conditions of the board changed: a new epoch, whose prior is what was learned."""
+        self._prior = prior(list(self.costs.energy), list(self.costs.time_s))
+        self._intervals.clear()
+
+    def fit(self) -> Costs:
+        """Fit the window; with fewer than `MIN_INTERVALS` intervals or no step the costs in use stand."""
+        if len(self._intervals) < MIN_INTERVALS or not self._steps:
+            return self.costs
+        starts, ends, joules, edge_error = np.array(self._intervals, dtype=np.float64).T
+        deviation = np.hypot(edge_error, STEP_NOISE * np.maximum(joules, 0.1 * joules.mean()))
+        lag_ns = self._lag_ns(starts, ends, joules, deviation)
+        design = self._design(starts - lag_ns, ends - lag_ns)
+        scale = 1.0
+        for _ in range(2):  # the second pass weighs by the noise that the first one saw
+            weights = 1.0 / (scale * deviation)
+            energy, covariance = ridge_nnls(design * weights[:, None], joules * weights, self._prior)
+            residual = (joules - design @ energy) / deviation
+            degrees = max(len(joules) - len(TERMS), 1)
+            scale = max(float(np.sqrt(np.sum(residual**2) / degrees)), 0.25)
+        residual_w = float(np.sqrt(np.mean((joules - design @ energy) ** 2)) / np.mean(joules))
+        self.costs = Costs(
+            energy=energy,
+            covariance=covariance,
+            time_s=self._time(),
+            step_noise=max(STEP_NOISE, residual_w * max(float(np.mean(design[:, 1])), 1.0) ** 0.5),
+            intervals=len(joules),
+            lag_ns=lag_ns,
+        )
+        return self.costs
+
+    def _design(self, starts: Array, ends: Array) -> Array:
+        """Features of the work in each interval (intervals × 6): steps count by the part of their time that lies in it."""
+        knots = np.array([knot for start_ns, end_ns, _ in self._steps for knot in (start_ns, end_ns)], dtype=np.float64)
+        totals = np.cumsum([features for _, _, features in self._steps], axis=0)
+        levels = np.zeros((len(knots), len(TERMS)))
+        levels[1::2] = totals
+        levels[2::2] = totals[:-1]
+        columns = [np.interp(ends, knots, level) - np.interp(starts, knots, level) for level in levels.T]
+        columns[0] = (ends - starts) * 1e-9
+        return np.stack(columns, axis=1)
+
+    def _lag_ns(self, starts: Array, ends: Array, joules: Array, deviation: Array) -> int:
+        misfit = {}
+        for lag_ns in LAGS_NS:
+            design = self._design(starts - lag_ns, ends - lag_ns) / deviation[:, None]
+            energy, _ = ridge_nnls(design, joules / deviation, self._prior)
+            misfit[lag_ns] = float(np.sum((joules / deviation - design @ energy) ** 2))
+        best = min(misfit, key=misfit.__getitem__)
+        return best if misfit[best] < LAG_GAIN * misfit[self.costs.lag_ns] else self.costs.lag_ns
+
+    def _time(self) -> Array:
+        """Coefficients of the time model."""
+        design = np.array([features for _, _, features in self._steps])
+        seconds = design[:, 0].copy()
+        design[:, 0] = 0.0
+        weights = 1.0 / (0.1 * np.maximum(seconds, 1e-6))
+        start = prior(self._prior.time_s.tolist(), self._prior.time_s.tolist())
+        return ridge_nnls(design * weights[:, None], seconds * weights, start)[0]
+
+
+def ridge_nnls(design: Array, target: Array, start: Costs) -> tuple[Array, Array]:
+    """Solve for the θ ≥ 0 that minimises |design·θ − target|² + |(θ − θ₀)/σ₀|²; with it, the covariance of θ.
+
+    Coordinate descent on the normal equations, in units of the prior so that six coefficients of very different size are
+    equally well conditioned; strictly convex because of the ridge, so it converges from anywhere.
+    """
+    unit = np.maximum(start.energy, 1e-12)
+    scaled = design * unit
+    ridge = unit**2 / np.diag(start.covariance)
+    gram = scaled.T @ scaled + np.diag(ridge)
+    moment = scaled.T @ target + ridge
+    solution = np.maximum(np.linalg.solve(gram, moment), 0.0)
+    for _ in range(500 if np.any(solution == 0) else 0):
+        before = solution.copy()
+        for index in range(len(solution)):
+            others = moment[index] - gram[index] @ solution + gram[index, index] * solution[index]
+            solution[index] = max(others / gram[index, index], 0.0)
+        if np.max(np.abs(solution - before)) < 1e-10 * np.max(solution):
+            break
+    covariance = np.linalg.inv(gram)
+    return solution * unit, covariance * np.outer(unit, unit)

@@ -1,0 +1,276 @@
+"""The durable record of requests and balances: SQLite in WAL mode, one transaction per settled batch.
+
+A transaction adds to the requests what the settled intervals charged them, writes the intervals' balances, and moves the place from where a
+restarted meter reads on. So nothing is settled twice and nothing half, wherever the process dies.
+"""
+
+import json
+import math
+import sqlite3
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from etameter.errors import EtameterError
+from etameter.records import Balance, Edge, RequestEnergy, RequestRecord, Source
+
+SCHEMA_VERSION = 1
+_SCHEMA = """
+CREATE TABLE requests (
+    request_id TEXT NOT NULL, engine TEXT NOT NULL, receipt_id TEXT, model TEXT NOT NULL, arm TEXT NOT NULL,
+    arrival_ns INTEGER NOT NULL, first_token_ns INTEGER, finished_ns INTEGER,
+    prompt_tokens INTEGER NOT NULL, cached_tokens INTEGER NOT NULL, prefill_tokens INTEGER NOT NULL,
+    decode_tokens INTEGER NOT NULL, output_tokens INTEGER NOT NULL, finish_reason TEXT,
+    prompt_j REAL NOT NULL, output_j REAL NOT NULL, marginal_j REAL NOT NULL, recomputed_j REAL NOT NULL,
+    draft_waste_j REAL NOT NULL, avoided_j REAL NOT NULL, error_j REAL NOT NULL,
+    settled INTEGER NOT NULL, method TEXT NOT NULL, source TEXT NOT NULL, boot_id TEXT NOT NULL, wall_time REAL NOT NULL,
+    PRIMARY KEY (request_id, engine, boot_id)
+) STRICT;
+CREATE INDEX requests_by_receipt ON requests (receipt_id);
+CREATE TABLE balances (
+    gpu_uuid TEXT NOT NULL, start_ns INTEGER NOT NULL, end_ns INTEGER NOT NULL, measured_j REAL NOT NULL,
+    attributed_j REAL NOT NULL, idle_j REAL NOT NULL, engine_overhead_j REAL NOT NULL, host_bubble_j REAL NOT NULL,
+    unattributed TEXT NOT NULL, source TEXT NOT NULL, boot_id TEXT NOT NULL,
+    PRIMARY KEY (boot_id, gpu_uuid, end_ns)
+) STRICT;
+CREATE TABLE resume (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+"""
+_INSERT_REQUEST = "INSERT OR REPLACE INTO requests VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_SELECT_ALL = "SELECT * FROM requests ORDER BY arrival_ns"
+_SELECT_OPEN = "SELECT * FROM requests WHERE settled = 0 AND boot_id = ? ORDER BY arrival_ns"
+_SELECT_RECEIPT = "SELECT * FROM requests WHERE receipt_id = ? ORDER BY arrival_ns"
+
+
+@dataclass(frozen=True, slots=True)
+class RequestRow:
+    """A request as the ledger keeps it: `energy` is the running total, which replaces the earlier one."""
+
+    engine: str
+    record: RequestRecord
+    energy: RequestEnergy
+    prefill_tokens: int
+    decode_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """From where a restarted meter goes on.
+
+    It reads again what is left of the ring created at `ring_created_ns`, and settles what lies behind each GPU's `frontier_ns`.
+    """
+
+    boot_id: str
+    ring_created_ns: int
+    frontier_ns: Mapping[str, int]
+    last_edges: tuple[Edge, ...]
+    coefficients: Mapping[str, tuple[list[float], list[float]]]
+    """Fitted energy and time coefficients by GPU: the next fit's prior."""
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Sums over the whole ledger, or one GPU of it. `requests_j` is summed from the receipts, not from the balances."""
+
+    requests_j: float
+    idle_j: float
+    engine_overhead_j: float
+    unattributed_j_by_cause: Mapping[str, float]
+    measured_j: float
+    host_bubble_j: float
+    requests: int
+    sources: frozenset[Source]
+
+    @property
+    def residual_j(self) -> float:
+        spent_j = self.requests_j + self.idle_j + self.engine_overhead_j
+        return self.measured_j - spent_j - sum(self.unattributed_j_by_cause.values())
+
+
+class Ledger:
+    """Opens or creates the ledger at `path`.
+
+    Raises:
+        EtameterError: the file is no ledger, of another version, or can't be written.
+    """
+
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+        self.path = path
+        try:
+            if read_only:
+                self._db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+            else:
+                path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                self._db = sqlite3.connect(path, isolation_level=None)
+                self._db.execute("PRAGMA journal_mode=WAL")
+                self._db.execute("PRAGMA synchronous=NORMAL")
+            (version,) = self._db.execute("PRAGMA user_version").fetchone()
+            if version == 0 and not read_only:
+                self._db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+            elif version != SCHEMA_VERSION:
+                raise EtameterError(f"{path} is a ledger of version {version}", f"name one of version {SCHEMA_VERSION}")
+        except (sqlite3.Error, OSError) as error:
+            raise EtameterError(
+                f"the ledger {path} can't be opened ({error})", "name a writable file with --ledger"
+            ) from error
+
+    def close(self) -> None:
+        self._db.close()
+
+    def settle(
+        self,
+        balances: Iterable[tuple[Balance, Source]],
+        requests: Iterable[RequestRow],
+        resume: Resume,
+        wall_time: float,
+    ) -> None:
+        """Write one settled batch, whole or not at all. `wall_time` (s since 1970) is metadata of its requests.
+
+        Raises:
+            sqlite3.Error: nothing was written; the same batch may be given again.
+        """
+        with self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            self._db.executemany(
+                "INSERT INTO balances VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                [_balance_row(balance, source, resume.boot_id) for balance, source in balances],
+            )
+            self._db.executemany(
+                _INSERT_REQUEST,
+                [_request_row(row, resume.boot_id, wall_time) for row in requests],
+            )
+            self._db.execute("INSERT OR REPLACE INTO resume VALUES ('resume', ?)", (_resume_text(resume),))
+
+    def resume(self) -> Resume | None:
+        """Where an earlier meter left off, or None for a new ledger."""
+        row = self._db.execute("SELECT value FROM resume WHERE key = 'resume'").fetchone()
+        if row is None:
+            return None
+        about = json.loads(row[0])
+        return Resume(**{**about, "last_edges": tuple(Edge(*edge) for edge in about["last_edges"])})
+
+    def open_requests(self, boot_id: str) -> list[RequestRow]:
+        """Requests of this boot that were not settled."""
+        return self._select(_SELECT_OPEN, (boot_id,))
+
+    def receipt(self, receipt_id: str) -> list[RequestRow]:
+        """The engine requests behind one response: several where it had several prompts."""
+        return self._select(_SELECT_RECEIPT, (receipt_id,))
+
+    def requests(self) -> list[RequestRow]:
+        """Every request, oldest first."""
+        return self._select(_SELECT_ALL, ())
+
+    def totals(self) -> Totals:
+        """Both sides of the balance, each summed from what was persisted."""
+        requests_j = [j for (j,) in self._db.execute("SELECT prompt_j + output_j FROM requests")]
+        rows = self._db.execute(
+            "SELECT measured_j, idle_j, engine_overhead_j, host_bubble_j, unattributed, source FROM balances"
+        ).fetchall()
+        causes: dict[str, list[float]] = {}
+        for row in rows:
+            for cause, joules in json.loads(row[4]).items():
+                causes.setdefault(cause, []).append(joules)
+        return Totals(
+            requests_j=math.fsum(requests_j),
+            idle_j=math.fsum(row[1] for row in rows),
+            engine_overhead_j=math.fsum(row[2] for row in rows),
+            unattributed_j_by_cause={cause: math.fsum(joules) for cause, joules in causes.items()},
+            measured_j=math.fsum(row[0] for row in rows),
+            host_bubble_j=math.fsum(row[3] for row in rows),
+            requests=len(requests_j),
+            sources=frozenset(row[5] for row in rows),
+        )
+
+    def _select(self, statement: str, values: tuple[str, ...]) -> list[RequestRow]:
+        return [_row(row) for row in self._db.execute(statement, values)]
+
+
+def _balance_row(balance: Balance, source: Source, boot_id: str) -> tuple[object, ...]:
+    return (
+        balance.gpu_uuid,
+        balance.start_ns,
+        balance.end_ns,
+        balance.measured_j,
+        balance.attributed_j,
+        balance.idle_j,
+        balance.engine_overhead_j,
+        balance.host_bubble_j,
+        json.dumps(dict(balance.unattributed_j_by_cause)),
+        source,
+        boot_id,
+    )
+
+
+def _request_row(row: RequestRow, boot_id: str, wall_time: float) -> tuple[object, ...]:
+    record, energy = row.record, row.energy
+    return (
+        record.request_id,
+        row.engine,
+        record.receipt_id,
+        record.model,
+        record.arm,
+        record.arrival_ns,
+        record.first_token_ns,
+        record.finished_ns,
+        record.prompt_tokens,
+        record.cached_tokens,
+        row.prefill_tokens,
+        row.decode_tokens,
+        record.output_tokens,
+        record.finish_reason,
+        energy.prompt_j,
+        energy.output_j,
+        energy.marginal_j,
+        energy.recomputed_j,
+        energy.draft_waste_j,
+        energy.avoided_j,
+        energy.error_j,
+        int(energy.settled),
+        energy.method,
+        energy.source,
+        boot_id,
+        wall_time,
+    )
+
+
+def _row(row: tuple) -> RequestRow:  # type: ignore[type-arg]  # sqlite3 gives untyped rows
+    (request_id, engine, receipt_id, model, arm, arrival, first, finished) = row[:8]
+    (prompt, cached, prefill, decode, output, reason) = row[8:14]
+    (prompt_j, output_j, marginal_j, recomputed_j, draft_waste_j, avoided_j, error_j, settled, method, source) = row[
+        14:24
+    ]
+    return RequestRow(
+        engine=engine,
+        record=RequestRecord(
+            request_id, receipt_id, model, arm, arrival, first, finished, prompt, cached, output, reason
+        ),
+        energy=RequestEnergy(
+            request_id,
+            prompt_j,
+            output_j,
+            marginal_j,
+            recomputed_j,
+            draft_waste_j,
+            avoided_j,
+            error_j,
+            bool(settled),
+            method,
+            source,
+        ),
+        prefill_tokens=prefill,
+        decode_tokens=decode,
+    )
+
+
+def _resume_text(resume: Resume) -> str:
+    return json.dumps(
+        {
+            "boot_id": resume.boot_id,
+            "ring_created_ns": resume.ring_created_ns,
+            "frontier_ns": dict(resume.frontier_ns),
+            "coefficients": dict(resume.coefficients),
+            "last_edges": [
+                (edge.gpu_uuid, edge.t_ns, edge.half_width_ns, edge.energy_mj) for edge in resume.last_edges
+            ],
+        }
+    )

@@ -1,0 +1,154 @@
+"""Ring records become steps and what is known of their requests.
+
+Steps of one engine never overlap: with asynchronous scheduling step k+1 is dispatched while k runs, so a step begins no earlier than the
+one before it ended (`vllm` reports k done before k+1).
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from etameter.records import Scheduled, Step, receipt_id_of
+from etameter.serving.ring import Dispatch, Done, Finish, Introduction, Lost, Record, RingHeader, Row
+
+_SIBLING = re.compile(r"^\d+_")  # vLLM names the n samples of one request 0_ID, 1_ID, …
+
+
+@dataclass(slots=True)
+class RequestProgress:
+    """What the steps have told of a request so far. The samples of one request (n > 1) are one request."""
+
+    request_id: str
+    receipt_id: str | None
+    prompt_tokens: int
+    arrival_ns: int
+    cached_tokens: int = 0
+    prefill_tokens: int = 0
+    decode_tokens: int = 0
+    """Decode tokens computed, kept or not; the last prefill step yields an output token besides."""
+    output_tokens: int = 0
+    """Known when it finishes."""
+    first_token_ns: int | None = None
+    finished_ns: int | None = None
+    finish_reason: str | None = None
+    open_samples: set[int] = field(default_factory=set)
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """From `start_ns` to `end_ns` the engine may have run steps that nobody recorded."""
+
+    start_ns: int
+    end_ns: int
+
+
+class StepAssembler:
+    """Follows one engine's ring. `requests` holds every request seen until `forget` is called for it."""
+
+    def __init__(self, header: RingHeader) -> None:
+        self.engine = header.engine
+        self.started_ns = header.created_ns
+        self.requests: dict[str, RequestProgress] = {}
+        self.steps: list[Step] = []
+        """Completed steps in order of time; the owner takes them out."""
+        self.missing: list[Missing] = []
+        self._request_of: dict[int, str] = {}
+        self._in_flight: dict[int, Dispatch] = {}
+        self._last_done_ns = header.created_ns
+        self._last_seen_ns = header.created_ns
+        self._lost_since_ns: int | None = None
+
+    @property
+    def oldest_in_flight_ns(self) -> int | None:
+        """When the oldest step that has not ended was dispatched."""
+        return min((dispatch.t_ns for dispatch in self._in_flight.values()), default=None)
+
+    def feed(self, records: Iterable[Record]) -> None:
+        for record in records:
+            if isinstance(record, Lost):
+                self._lost_since_ns = self._last_seen_ns if self._lost_since_ns is None else self._lost_since_ns
+                self._in_flight.clear()
+                continue
+            if self._lost_since_ns is not None:
+                self.missing.append(Missing(self._lost_since_ns, record.t_ns))
+                self._lost_since_ns = None
+                self._last_done_ns = record.t_ns
+            self._last_seen_ns = record.t_ns
+            match record:
+                case Dispatch():
+                    self._introduce(record.introductions)
+                    self._in_flight[record.step_id] = record
+                case Done():
+                    self._complete(record)
+                case Finish():
+                    self._finish(record)
+
+    def abandon(self, now_ns: int) -> None:
+        """The engine is gone: what it had in flight will never be reported, and its requests are over."""
+        oldest_ns = self.oldest_in_flight_ns
+        if oldest_ns is not None:
+            self.missing.append(Missing(oldest_ns, now_ns))
+        self._in_flight.clear()
+        for request in self.requests.values():
+            if request.finished_ns is None:
+                request.finished_ns, request.finish_reason = now_ns, "engine_lost"
+
+    def forget(self, request_id: str) -> None:
+        del self.requests[request_id]
+
+    def _introduce(self, introductions: Iterable[Introduction]) -> None:
+        for number, engine_request_id, prompt_tokens, arrival_ns in introductions:
+            if number in self._request_of:
+                continue
+            request_id = _SIBLING.sub("", engine_request_id)
+            self._request_of[number] = request_id
+            request = self.requests.setdefault(
+                request_id,
+                RequestProgress(request_id, receipt_id_of(engine_request_id), prompt_tokens, arrival_ns),
+            )
+            request.open_samples.add(number)
+            request.finished_ns = request.finish_reason = None
+
+    def _complete(self, done: Done) -> None:
+        dispatch = self._in_flight.pop(done.step_id, None)
+        if dispatch is None or not dispatch.rows:  # its dispatch was lost, or nothing ran
+            return
+        accepted = dict(done.accepted)
+        start_ns = max(dispatch.t_ns, self._last_done_ns)
+        end_ns = max(done.t_ns, start_ns)
+        scheduled = tuple(self._scheduled(row, accepted.get(row[0], 0), end_ns) for row in dispatch.rows)
+        self.steps.append(Step(done.step_id, self.engine, start_ns, end_ns, dispatch.padded_tokens, scheduled))
+        self._last_done_ns = end_ns
+
+    def _scheduled(self, row: Row, accepted_tokens: int, done_ns: int) -> Scheduled:
+        number, prefill, decode, cached, recomputed, draft, encoder, context, lora = row
+        if number not in self._request_of:  # its introduction was lost: it is metered under its number
+            self._introduce([Introduction(number, f"{self.engine}#{number}", context + prefill, done_ns)])
+        request = self.requests[self._request_of[number]]
+        request.cached_tokens += cached
+        request.prefill_tokens += prefill
+        request.decode_tokens += decode
+        if request.first_token_ns is None and (decode or context + prefill >= request.prompt_tokens):
+            request.first_token_ns = done_ns
+        return Scheduled(
+            request.request_id,
+            prefill,
+            decode,
+            cached,
+            recomputed,
+            draft,
+            accepted_tokens,
+            encoder,
+            context,
+            lora,
+        )
+
+    def _finish(self, finish: Finish) -> None:
+        request_id = self._request_of.pop(finish.number, None)
+        request = self.requests.get(request_id) if request_id is not None else None
+        if request is None:
+            return
+        request.open_samples.discard(finish.number)
+        request.output_tokens += finish.output_tokens
+        if not request.open_samples:
+            request.finished_ns, request.finish_reason = finish.t_ns, finish.reason
