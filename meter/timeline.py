@@ -120,11 +120,13 @@ class Timeline:
         return closed
 
     def energy_between(self, start_ns: int, end_ns: int) -> tuple[float, float]:
-        """Joules that the counter published between two instants, and how far the truth may be from them.
+        """Joules spent between two instants by the counter's account, and how far the truth may be from them.
 
-        Linear between edges. The error is a bound, not a deviation: at any instant the counter had published at least
-        the last edge that was surely over, and at most the next one that had surely not begun. It is infinite where
-        the counter was reset in between. Raises ValueError where the kept edges don't reach over both instants.
+        Linear between edges; the lag with which the driver publishes is not corrected. The error is a bound, not a
+        deviation: at any instant at least the last edge that was surely over had been spent, at most the next one that
+        had surely not begun, and, where the power limit is known, no more than it allows for the time to the edges
+        nearby. It is infinite where the counter was reset in between. Raises ValueError where the kept edges don't
+        reach over both instants.
         """
         if end_ns < start_ns:
             raise ValueError(f"the end, {end_ns} ns, is before the start, {start_ns} ns")
@@ -133,7 +135,7 @@ class Timeline:
         energy_mj = end_mj - start_mj
         if start_epoch != end_epoch:
             return _joules(energy_mj), math.inf
-        least_mj, most_mj = max(0, low_end_mj - high_start_mj), high_end_mj - low_start_mj
+        least_mj, most_mj = max(0.0, low_end_mj - high_start_mj), high_end_mj - low_start_mj
         return _joules(energy_mj), _joules(max(energy_mj - least_mj, most_mj - energy_mj))
 
     def _advance(self, start: Edge, last: Edge, found: Edge) -> None:
@@ -160,13 +162,15 @@ class Timeline:
         self._marks.append(_Mark(found.t_ns, found.half_width_ns, before.spent_mj, before.epoch + 1))
 
     def _close(self, start: Edge, end: Edge) -> None:
-        energy_j = _joules(end.energy_mj - start.energy_mj)
-        if self._cause is None and self.power_limit_w is not None:
-            longest_ns = end.t_ns + end.half_width_ns - start.t_ns + start.half_width_ns
-            if energy_j * 1e9 > IMPLAUSIBLE * self.power_limit_w * longest_ns:
-                self._cause = "implausible"
-        self._append(start, end, energy_j, self._cause)
+        energy_mj = end.energy_mj - start.energy_mj
+        if self._cause is None and not self._plausible(start, end, energy_mj):
+            self._cause = "implausible"
+        self._append(start, end, _joules(energy_mj), self._cause)
         self._cause = None
+
+    def _plausible(self, start: Edge | _Mark, end: Edge | _Mark, energy_mj: int) -> bool:
+        longest_ns = end.t_ns + end.half_width_ns - start.t_ns + start.half_width_ns
+        return self.power_limit_w is None or energy_mj * 1e6 <= IMPLAUSIBLE * self.power_limit_w * longest_ns
 
     def _append(self, start: Edge, end: Edge, energy_j: float, cause: str | None) -> None:
         self._closed.append(
@@ -174,16 +178,22 @@ class Timeline:
         )
         self._start = end
 
-    def _spent(self, t_ns: int) -> tuple[int, float, int, int]:
-        """At `t_ns`: the least that the counter had published, the likeliest, the most (mJ), and the epoch."""
+    def _spent(self, t_ns: int) -> tuple[float, float, float, int]:
+        """The least, the likeliest and the most that had been spent at `t_ns` (mJ), and the epoch."""
         marks = self._marks
         surely_over = bisect_right(marks, t_ns, key=lambda mark: mark.t_ns + mark.half_width_ns) - 1
         surely_ahead = bisect_left(marks, t_ns, key=lambda mark: mark.t_ns - mark.half_width_ns)
         if surely_over < 0 or t_ns > marks[-1].t_ns:
             raise ValueError(f"{t_ns} ns is not between the kept edges of {self.gpu_uuid}")
-        next_one = bisect_right(marks, t_ns, key=lambda mark: mark.t_ns)
-        left, right = marks[next_one - 1], marks[min(next_one, len(marks) - 1)]
+        following = bisect_right(marks, t_ns, key=lambda mark: mark.t_ns)
+        left, right = marks[following - 1], marks[min(following, len(marks) - 1)]
         share = (t_ns - left.t_ns) / (right.t_ns - left.t_ns) if right is not left else 0.0
         likeliest_mj = left.spent_mj + share * (right.spent_mj - left.spent_mj)
-        most_mj = marks[min(surely_ahead, len(marks) - 1)].spent_mj
-        return marks[surely_over].spent_mj, likeliest_mj, most_mj, left.epoch
+        least_mj: float = marks[surely_over].spent_mj
+        most_mj: float = marks[min(surely_ahead, len(marks) - 1)].spent_mj
+        if self.power_limit_w is not None and self._plausible(left, right, right.spent_mj - left.spent_mj):
+            mj_per_ns = IMPLAUSIBLE * self.power_limit_w * 1e-6
+            for near in (left, right):
+                least_mj = max(least_mj, near.spent_mj - mj_per_ns * max(0, near.t_ns + near.half_width_ns - t_ns))
+                most_mj = min(most_mj, near.spent_mj + mj_per_ns * max(0, t_ns - near.t_ns + near.half_width_ns))
+        return min(least_mj, likeliest_mj), likeliest_mj, max(most_mj, likeliest_mj), left.epoch

@@ -1,0 +1,290 @@
+import math
+from itertools import pairwise
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from etameter.records import Edge, Interval, ReadFailure
+from etameter.timeline import Timeline
+
+pytestmark = pytest.mark.unit
+
+GPU = "GPU-0"
+MS = 1_000_000
+
+
+def edge(at_ms: float, energy_mj: int, half_width_ms: float = 2.5) -> Edge:
+    return Edge(GPU, round(at_ms * MS), round(half_width_ms * MS), energy_mj)
+
+
+def steady(count: int, from_ms: int = 0, every_ms: int = 100, step_mj: int = 20_000) -> list[Edge]:
+    """A counter that is published each 100 ms at 200 W."""
+    return [edge(from_ms + n * every_ms, (from_ms // every_ms + n) * step_mj) for n in range(count)]
+
+
+def intervals(*found: Edge | ReadFailure, **options: float) -> list[Interval]:
+    timeline = Timeline(GPU, **options)  # type: ignore[arg-type]
+    for one in found:
+        timeline.add(one)
+    return timeline.take()
+
+
+def drawn(intervals: list[Interval]) -> list[tuple[float, float, float, str | None]]:
+    return [(i.start_ns / MS, i.end_ns / MS, i.energy_j, i.cause) for i in intervals]
+
+
+def test_edges_become_intervals_in_joules() -> None:
+    assert intervals(edge(0, 5_000), edge(100, 25_000, 3.0), edge(200, 25_500)) == [
+        Interval(GPU, 0, 100 * MS, 20.0, 2_500_000, 3_000_000),
+        Interval(GPU, 100 * MS, 200 * MS, 0.5, 3_000_000, 2_500_000),
+    ]
+
+
+def test_a_fast_counter_is_merged_into_intervals_of_the_least_length() -> None:
+    found = [edge(at_ms, at_ms * 100, 0.5) for at_ms in range(0, 126, 5)]
+    assert drawn(intervals(*found)) == [(0, 50, 5.0, None), (50, 100, 5.0, None)]
+
+
+def test_take_hands_out_each_interval_once() -> None:
+    timeline = Timeline(GPU)
+    for one in steady(3):
+        timeline.add(one)
+    assert len(timeline.take()) == 2
+    assert timeline.take() == []
+    timeline.add(edge(300, 60_000))
+    assert drawn(timeline.take()) == [(200, 300, 20.0, None)]
+
+
+def test_the_period_is_learned_as_a_median() -> None:
+    timeline = Timeline(GPU)
+    learned = []
+    for one in [*steady(4), edge(700, 70_000), edge(800, 90_000)]:
+        timeline.add(one)
+        learned.append(timeline.period_ns)
+    assert learned == [None, None, None, None, 100 * MS, 100 * MS]
+
+
+def test_a_decrease_starts_an_epoch_and_has_no_joules() -> None:
+    timeline = Timeline(GPU)
+    for one in [*steady(3), edge(300, 7_000), edge(400, 27_000)]:
+        timeline.add(one)
+    assert drawn(timeline.take()) == [
+        (0, 100, 20.0, None),
+        (100, 200, 20.0, None),
+        (200, 300, 0.0, "reset"),
+        (300, 400, 20.0, None),
+    ]
+    assert timeline.resets == 1
+    assert timeline.energy_between(150 * MS, 350 * MS) == (20.0, math.inf)
+    assert timeline.energy_between(310 * MS, 390 * MS)[0] == pytest.approx(16.0)
+
+
+def test_joules_before_a_reset_are_kept() -> None:
+    found = [edge(0, 1_000), edge(20, 3_000), edge(40, 0), edge(140, 10_000)]
+    assert drawn(intervals(*found)) == [(0, 20, 2.0, None), (20, 40, 0.0, "reset"), (40, 140, 10.0, None)]
+
+
+@pytest.mark.parametrize(
+    ("silent_ms", "cause"),
+    [(400, None), (500, None), (510, "stale"), (30_000, "stale")],
+)
+def test_a_counter_that_stood_still_for_five_periods_is_stale(silent_ms: float, cause: str | None) -> None:
+    found = [*steady(10), edge(900 + silent_ms + 2.5, 200_000), edge(1002.5 + silent_ms, 220_000)]
+    assert drawn(intervals(*found))[9:] == [
+        (900, 902.5 + silent_ms, 20.0, cause),
+        (902.5 + silent_ms, 1002.5 + silent_ms, 20.0, None),
+    ]
+
+
+def test_a_failed_read_makes_the_interval_around_it_missing() -> None:
+    found: list[Edge | ReadFailure] = [*steady(6), ReadFailure(GPU, 520 * MS, "gpu_lost"), *steady(3, from_ms=600)]
+    timeline = Timeline(GPU)
+    for one in found:
+        timeline.add(one)
+    assert [i.cause for i in timeline.take()] == [None] * 5 + ["readings_missing"] + [None] * 2
+    assert timeline.failures == 1
+
+
+def test_failures_before_the_first_edge_concern_no_interval() -> None:
+    found: list[Edge | ReadFailure] = [ReadFailure(GPU, 0, "gpu_lost"), *steady(2, from_ms=100)]
+    assert drawn(intervals(*found)) == [(100, 200, 20.0, None)]
+
+
+def test_a_stalled_call_makes_one_long_interval_and_smears_no_joule() -> None:
+    # Calls at 895 to 905 ms see the edge of 900 ms; the next call returns only at 2905 ms, with the value of 2900 ms.
+    found = [*steady(10), edge(1905, 29 * 20_000, 1000), *steady(3, from_ms=3000)]
+    assert drawn(intervals(*found))[8:] == [
+        (800, 900, 20.0, None),
+        (900, 3000, 420.0, "readings_missing"),
+        (3000, 3100, 20.0, None),
+        (3100, 3200, 20.0, None),
+    ]
+
+
+def test_a_short_stall_only_lengthens_an_interval() -> None:
+    found = [*steady(10), edge(1052.5, 12 * 20_000, 150), *steady(2, from_ms=1300)]
+    assert drawn(intervals(*found))[8:] == [(800, 900, 20.0, None), (900, 1300, 80.0, None), (1300, 1400, 20.0, None)]
+
+
+def test_slow_calls_make_intervals_of_four_half_widths() -> None:
+    found = [edge(n * 200, n * 40_000, 200) for n in range(9)]
+    assert drawn(intervals(*found)) == [(0, 800, 160.0, None), (800, 1600, 160.0, None)]
+
+
+def test_power_over_the_limit_is_implausible_even_with_the_widest_duration() -> None:
+    limit_w = 100.0
+    # 105 ms at 120 W are 12.6 J
+    assert intervals(edge(0, 0), edge(100, 12_600), power_limit_w=limit_w)[0].cause is None
+    above = intervals(edge(0, 0), edge(100, 12_601), power_limit_w=limit_w)[0]
+    assert (above.energy_j, above.cause) == (12.601, "implausible")
+
+
+def test_a_restart_bridges_the_gap_with_one_missing_interval() -> None:
+    before = Timeline(GPU)
+    for one in [*steady(5), edge(420, 81_000)]:
+        before.add(one)
+    before.take()
+    assert before.settled_edge == edge(400, 80_000)
+    after = Timeline(GPU, last_edge=before.settled_edge)
+    for one in steady(2, from_ms=500):
+        after.add(one)
+    assert drawn(after.take()) == [(400, 500, 20.0, "readings_missing"), (500, 600, 20.0, None)]
+
+
+def test_a_restart_after_a_reset_has_no_joules_for_the_gap() -> None:
+    timeline = Timeline(GPU, last_edge=edge(0, 500_000))
+    timeline.add(edge(5_000, 1_000))
+    assert drawn(timeline.take()) == [(0, 5_000, 0.0, "reset")]
+
+
+def test_edges_of_another_gpu_or_out_of_order_are_refused() -> None:
+    timeline = Timeline(GPU)
+    timeline.add(edge(100, 0))
+    with pytest.raises(ValueError, match="is not the GPU"):
+        timeline.add(Edge("GPU-1", 200 * MS, 0, 5))
+    with pytest.raises(ValueError, match="does not follow"):
+        timeline.add(edge(100, 5))
+
+
+@pytest.mark.parametrize(
+    ("start_ms", "end_ms", "energy_j", "error_j", "limit_w"),
+    [
+        # until the edge at 100 ms is over, 0 to 40 J may be spent; at 300 ms 40 to 80 J
+        (100, 300, 40.0, 40.0, None),
+        # at 110 ms 20 to 40 J, at 290 ms 40 to 60 J
+        (110, 290, 36.0, 36.0, None),
+        (110, 390, 56.0, 36.0, None),
+        (250, 250, 0.0, 20.0, None),
+        # at most 600 W: 20 and 60 J ± 1.5 J
+        (100, 300, 40.0, 3.0, 500.0),
+        # at 110 ms 20 to 27.5 J; at 290 ms 52.5 to 60 J
+        (110, 290, 36.0, 11.0, 500.0),
+        # a limit that the counter itself breaks bounds nothing
+        (110, 290, 36.0, 36.0, 100.0),
+    ],
+)
+def test_energy_between_two_instants(
+    start_ms: int, end_ms: int, energy_j: float, error_j: float, limit_w: float | None
+) -> None:
+    timeline = Timeline(GPU, power_limit_w=limit_w)
+    for one in steady(6):
+        timeline.add(one)
+    found_j, found_error_j = timeline.energy_between(start_ms * MS, end_ms * MS)
+    assert found_j == pytest.approx(energy_j)
+    assert found_error_j == pytest.approx(error_j)
+
+
+def test_energy_is_only_told_where_edges_reach() -> None:
+    timeline = Timeline(GPU, kept_edges=4)
+    for one in steady(6):
+        timeline.add(one)
+    timeline.energy_between(203 * MS, 500 * MS)
+    for start_ms, end_ms in [(202, 400), (400, 501)]:
+        with pytest.raises(ValueError, match="not between the kept edges"):
+            timeline.energy_between(start_ms * MS, end_ms * MS)
+    with pytest.raises(ValueError, match="before the start"):
+        timeline.energy_between(400 * MS, 300 * MS)
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> list[Edge | ReadFailure]:
+    """What a sampler may find: edges in order, with stalls, failures, silences and resets among them."""
+    found: list[Edge | ReadFailure] = []
+    t_ns, energy_mj = 0, draw(st.integers(0, 10**9))
+    for _ in range(draw(st.integers(2, 40))):
+        distance_ns = draw(st.sampled_from([1, 5, 20, 100, 700, 5000])) * MS + draw(st.integers(0, MS))
+        half_width_ns = draw(st.integers(0, distance_ns // 2))
+        t_ns += distance_ns
+        if draw(st.integers(0, 9)) == 0:
+            found.append(ReadFailure(GPU, t_ns, "gpu_lost"))
+            continue
+        energy_mj = (
+            draw(st.integers(0, 10**9)) if draw(st.integers(0, 9)) == 0 else energy_mj + draw(st.integers(1, 10**6))
+        )
+        found.append(Edge(GPU, t_ns, half_width_ns, energy_mj))
+    return found
+
+
+def edges_of(found: list[Edge | ReadFailure]) -> list[Edge]:
+    return [one for one in found if isinstance(one, Edge)]
+
+
+@given(histories(), st.sampled_from([None, 300.0]))
+@settings(max_examples=300)
+def test_every_joule_of_every_epoch_is_in_one_interval(found: list[Edge | ReadFailure], limit_w: float | None) -> None:
+    timeline = Timeline(GPU, power_limit_w=limit_w)
+    for one in found:
+        timeline.add(one)
+    closed, settled = timeline.take(), timeline.settled_edge
+    edges = [one for one in edges_of(found) if settled is not None and one.t_ns <= settled.t_ns]
+    assert all(before.end_ns == after.start_ns for before, after in pairwise(closed))
+    if closed:
+        assert (closed[0].start_ns, closed[-1].end_ns) == (edges[0].t_ns, edges[-1].t_ns)
+    grown_mj = sum(max(0, after.energy_mj - before.energy_mj) for before, after in pairwise(edges))
+    assert sum(interval.energy_j for interval in closed) == pytest.approx(grown_mj / 1000, rel=1e-12, abs=1e-9)
+    assert all(interval.energy_j >= 0 for interval in closed)
+    resets = sum(after.energy_mj < before.energy_mj for before, after in pairwise(edges_of(found)))
+    assert timeline.resets == resets == sum(interval.cause == "reset" for interval in closed)
+
+
+@given(histories(), st.lists(st.floats(0, 1), min_size=3, max_size=3).map(sorted), st.sampled_from([None, 300.0]))
+@settings(max_examples=300)
+def test_energy_between_is_additive_monotone_and_bounded(
+    found: list[Edge | ReadFailure], shares: list[float], limit_w: float | None
+) -> None:
+    timeline = Timeline(GPU, power_limit_w=limit_w)
+    for one in found:
+        timeline.add(one)
+    edges = edges_of(found)
+    assume(len(edges) >= 2)
+    first_ns = edges[0].t_ns + edges[0].half_width_ns
+    assume(first_ns <= edges[-1].t_ns)
+    a_ns, b_ns, c_ns = (first_ns + round(share * (edges[-1].t_ns - first_ns)) for share in shares)
+    ab_j, _ = timeline.energy_between(a_ns, b_ns)
+    bc_j, _ = timeline.energy_between(b_ns, c_ns)
+    ac_j, error_j = timeline.energy_between(a_ns, c_ns)
+    assert ac_j == pytest.approx(ab_j + bc_j, rel=1e-9, abs=1e-9)
+    assert ab_j >= 0
+    assert bc_j >= 0
+    assert error_j >= 0
+
+
+@given(histories(), st.integers(0, 10**9))
+def test_where_the_counter_started_is_of_no_account(found: list[Edge | ReadFailure], base_mj: int) -> None:
+    shifted = [
+        Edge(GPU, one.t_ns, one.half_width_ns, one.energy_mj + base_mj) if isinstance(one, Edge) else one
+        for one in found
+    ]
+    assert intervals(*found) == intervals(*shifted)
+
+
+@given(histories(), st.data())
+def test_a_merged_interval_is_the_sum_of_its_parts(found: list[Edge | ReadFailure], data: st.DataObject) -> None:
+    """Additivity over adjacent intervals: taking often or once, with long or short intervals, moves no joule."""
+    least_ns = data.draw(st.integers(1, 10**10))
+    fine, coarse = intervals(*found, min_interval_ns=1), intervals(*found, min_interval_ns=least_ns)
+    for whole in coarse:
+        parts = [part for part in fine if whole.start_ns <= part.start_ns and part.end_ns <= whole.end_ns]
+        assume(parts and parts[-1].end_ns == whole.end_ns)
+        assert whole.energy_j == pytest.approx(sum(part.energy_j for part in parts), rel=1e-12, abs=1e-9)
