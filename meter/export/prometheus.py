@@ -1,0 +1,475 @@
+"""The meter's metrics: one declaration each, from which the exposition and docs/metrics.md are made.
+
+Counters move by settled intervals only, joules and tokens together. Sums hold at every scrape::
+
+    etameter_gpu_energy_joules_total = Σ etameter_energy_joules_total + Σ etameter_unassigned_joules_total
+
+A label value comes from a set that no client can enlarge; anything else becomes ``other``. A gauge whose value isn't known is absent.
+"""
+
+import re
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, exposition
+from prometheus_client.metrics import MetricWrapperBase
+from prometheus_client.openmetrics import exposition as openmetrics
+
+from etameter.records import Balance, Edge, ReadFailure, RequestEnergy, RequestRecord, Source
+
+_Kind = TypeVar("_Kind", bound=MetricWrapperBase)
+
+OTHER = "other"
+WINDOW_S = 60
+"""Wh per token is stated over this many seconds."""
+POWER_EXPIRES_S = 10.0
+"""Power that wasn't measured for longer is unknown."""
+MAX_MODELS = 16
+MAX_DEVICES = 64
+
+SENSOR_CAUSES = ("readings_missing", "reset", "stale", "implausible")
+"""Why the energy of an interval isn't known well enough to be attributed."""
+CAUSES = frozenset({"idle", "engine_overhead", "steps_missing", "model_residual", *SENSOR_CAUSES})
+FINISH_REASONS = frozenset({"stop", "length", "abort", "error", "repetition"})
+
+LABELS: Mapping[str, str] = {
+    "arm": f"The arm that the request named, if it is configured; else `{OTHER}`.",
+    "cause": "Why: for joules "
+    + ", ".join(f"`{cause}`" for cause in sorted(CAUSES))
+    + "; for failed reads the driver's word.",
+    "coefficient": "`p0_w` W; `c_j` J per step; `a_j` J per prefill token; `a2_j` J per pair of prefill tokens; "
+    "`b_j` J per decode token; `d_j` J per attended token.",
+    "engine": "Name of the inference engine.",
+    "finish_reason": ", ".join(f"`{reason}`" for reason in sorted(FINISH_REASONS)) + f"; else `{OTHER}`.",
+    "gpu_uuid": "The device, as its driver names it; `RAPL-package-0` for a CPU package.",
+    "kind": "`prompt`: computed in prefill; `cached`: taken from the prefix cache instead; `output`: generated.",
+    "model_name": f"The served model; else `{OTHER}`.",
+    "phase": "`prompt`: steps that prefilled the request; `output`: steps that decoded it.",
+    "source": "`measured`; `estimated` from power; `shared` with neighbours on the board; `simulated`. Keep it in every `by()`.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Declaration:
+    """A metric: all that is said of it anywhere."""
+
+    name: str
+    type: Literal["counter", "gauge", "histogram"]
+    unit: str
+    labels: tuple[str, ...]
+    meaning: str
+    buckets: tuple[float, ...] = ()
+
+
+JOULE_BUCKETS = (*(step * 10.0**power for power in range(-1, 5) for step in (1.0, 2.0, 5.0)), 1e5)
+"""0.1 J to 100 kJ, three to a decade."""
+
+GPU_ENERGY = Declaration(
+    "etameter_gpu_energy_joules_total",
+    "counter",
+    "joules",
+    ("gpu_uuid", "source"),
+    "Energy that the device's counter has published, over settled intervals.",
+)
+ENERGY = Declaration(
+    "etameter_energy_joules_total",
+    "counter",
+    "joules",
+    ("model_name", "arm", "phase", "source"),
+    "Energy attributed to requests.",
+)
+UNASSIGNED = Declaration(
+    "etameter_unassigned_joules_total",
+    "counter",
+    "joules",
+    ("gpu_uuid", "cause", "source"),
+    "Energy that no request pays, by cause.",
+)
+HOST_BUBBLE = Declaration(
+    "etameter_host_bubble_joules_total",
+    "counter",
+    "joules",
+    ("gpu_uuid", "source"),
+    "The part of the attributed energy that was paid for gaps under 50 ms between steps.",
+)
+BALANCE_RESIDUAL = Declaration(
+    "etameter_balance_residual_joules_total",
+    "counter",
+    "joules",
+    ("gpu_uuid", "source"),
+    "Sum of |measured - attributed - unassigned| over settled intervals: rounding, or a bug.",
+)
+TOKENS = Declaration(
+    "etameter_tokens_total",
+    "counter",
+    "tokens",
+    ("kind", "model_name", "arm"),
+    "Tokens of requests, counted with the interval that settles their energy.",
+)
+FIRST_TOKENS = Declaration(
+    "etameter_first_tokens_total",
+    "counter",
+    "tokens",
+    ("model_name", "arm"),
+    "Output tokens that fell out of a prefill step and carry no output energy; "
+    'subtract them from kind="output" before dividing output energy by it.',
+)
+WH_PER_TOKEN = Declaration(
+    "etameter_wh_per_token",
+    "gauge",
+    "watt hours per token",
+    ("kind", "model_name", "arm", "source"),
+    f'Attributed energy per token over the last {WINDOW_S} s: kind="prompt" per computed prompt token, '
+    'kind="output" per output token after the first. Absent without tokens.',
+)
+REQUEST_ENERGY = Declaration(
+    "etameter_request_energy_joules",
+    "histogram",
+    "joules",
+    ("model_name", "arm", "source"),
+    "Energy of finished requests, when it is settled; exemplars carry the public request id.",
+    JOULE_BUCKETS,
+)
+REQUESTS = Declaration(
+    "etameter_requests_total", "counter", "requests", ("model_name", "arm", "finish_reason"), "Requests that finished."
+)
+POWER = Declaration(
+    "etameter_gpu_power_watts",
+    "gauge",
+    "watts",
+    ("gpu_uuid", "source"),
+    "Mean power over the last settled interval. Absent when it isn't known.",
+)
+COST_COEFFICIENT = Declaration(
+    "etameter_cost_coefficient",
+    "gauge",
+    "by coefficient",
+    ("gpu_uuid", "coefficient"),
+    "Fitted cost of a step's parts. Absent before the first fit.",
+)
+UPDATE_PERIOD = Declaration(
+    "etameter_gpu_energy_update_period_seconds",
+    "gauge",
+    "seconds",
+    ("gpu_uuid",),
+    "How often the device publishes its counter, as learned. Absent until it is known.",
+)
+COUNTER_RESETS = Declaration(
+    "etameter_gpu_energy_resets_total", "counter", "resets", ("gpu_uuid",), "Decreases of the device's counter."
+)
+COUNTER_EDGES = Declaration(
+    "etameter_gpu_energy_edges_total",
+    "counter",
+    "edges",
+    ("gpu_uuid",),
+    "Changes of the device's counter that were seen.",
+)
+READ_FAILURES = Declaration(
+    "etameter_gpu_energy_read_failures_total",
+    "counter",
+    "reads",
+    ("gpu_uuid", "cause"),
+    "Reads of the counter that failed.",
+)
+SAMPLER_POLLS = Declaration("etameter_sampler_polls_total", "counter", "polls", (), "Rounds of reading all counters.")
+SAMPLER_MISSED = Declaration(
+    "etameter_sampler_missed_polls_total",
+    "counter",
+    "polls",
+    (),
+    "Rounds left out because the one before took longer than the polling period.",
+)
+SAMPLER_LATENESS = Declaration(
+    "etameter_sampler_lateness_seconds_total",
+    "counter",
+    "seconds",
+    (),
+    "Sum over all rounds of start minus planned start.",
+)
+SAMPLER_DROPPED = Declaration(
+    "etameter_sampler_dropped_edges_total", "counter", "edges", (), "Edges and failures lost because nobody took them."
+)
+RING_LOST = Declaration(
+    "etameter_ring_lost_records_total",
+    "counter",
+    "records",
+    ("engine",),
+    "Records of an engine's steps that were overwritten before they were read.",
+)
+RING_TORN = Declaration(
+    "etameter_ring_torn_records_total", "counter", "records", ("engine",), "Records that were damaged when read."
+)
+SOCKET_DROPPED = Declaration(
+    "etameter_socket_dropped_messages_total",
+    "counter",
+    "messages",
+    (),
+    "Messages between the middleware and the meter that were dropped.",
+)
+
+CATALOGUE: tuple[Declaration, ...] = (
+    GPU_ENERGY,
+    ENERGY,
+    UNASSIGNED,
+    HOST_BUBBLE,
+    BALANCE_RESIDUAL,
+    TOKENS,
+    FIRST_TOKENS,
+    WH_PER_TOKEN,
+    REQUEST_ENERGY,
+    REQUESTS,
+    POWER,
+    COST_COEFFICIENT,
+    UPDATE_PERIOD,
+    COUNTER_RESETS,
+    COUNTER_EDGES,
+    READ_FAILURES,
+    SAMPLER_POLLS,
+    SAMPLER_MISSED,
+    SAMPLER_LATENESS,
+    SAMPLER_DROPPED,
+    RING_LOST,
+    RING_TORN,
+    SOCKET_DROPPED,
+)
+
+_EXEMPLAR_LABEL = "request_id"
+_EXEMPLAR_ROOM = 128 - len(_EXEMPLAR_LABEL)
+_PUBLIC_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/+=-]*")
+_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
+
+
+class _Bounded:
+    """Label values that the meter itself brings, of which there may be at most `most`."""
+
+    def __init__(self, most: int, known: Iterable[str] = ()) -> None:
+        self._most = most
+        self._known: set[str] = set()
+        for value in known:
+            self.admit(value)
+
+    def admit(self, value: str) -> str:
+        if value not in self._known and len(self._known) < self._most and _WORD.fullmatch(value):
+            self._known.add(value)
+        return self.label(value)
+
+    def label(self, value: str) -> str:
+        return value if value in self._known else OTHER
+
+
+class _Window:
+    """Joules and tokens of the last `WINDOW_S` seconds, by the second."""
+
+    def __init__(self) -> None:
+        self._seconds: deque[tuple[int, float, int]] = deque()
+
+    def add(self, second: int, energy_j: float, tokens: int) -> None:
+        if self._seconds and self._seconds[-1][0] == second:
+            _, earlier_j, earlier_tokens = self._seconds.pop()
+            energy_j, tokens = energy_j + earlier_j, tokens + earlier_tokens
+        self._seconds.append((second, energy_j, tokens))
+
+    def wh_per_token(self, second: int) -> float | None:
+        """None where there was no token."""
+        while self._seconds and self._seconds[0][0] <= second - WINDOW_S:
+            self._seconds.popleft()
+        tokens = sum(tokens for _, _, tokens in self._seconds)
+        return sum(energy_j for _, energy_j, _ in self._seconds) / 3600 / tokens if tokens else None
+
+
+class Metrics:
+    """All metrics of one meter, in a registry of its own. Methods may be called from any thread."""
+
+    def __init__(self, models: Iterable[str], arms: Iterable[str], clock: Callable[[], float] = time.monotonic) -> None:
+        """Know `models` (served names) and `arms` (configured names) as label values; `clock` gives seconds."""
+        disable_created_metrics()
+        self.together = threading.RLock()
+        """Hold it while one interval settles: `settle` and its `request_increment`s, so that no scrape sees half of them."""
+        self._models = _Bounded(MAX_MODELS, models)
+        self._arms = frozenset(arms)
+        self._devices = _Bounded(MAX_DEVICES)
+        self._engines = _Bounded(MAX_DEVICES)
+        self._failures = _Bounded(MAX_DEVICES)
+        self._clock = clock
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._counters: dict[Declaration, Counter] = {}
+        self._gauges: dict[Declaration, Gauge] = {}
+        for declaration in CATALOGUE:
+            if declaration.type == "counter":
+                self._counters[declaration] = self._register(Counter, declaration)
+            elif declaration.type == "gauge":
+                self._gauges[declaration] = self._register(Gauge, declaration)
+            else:
+                self._request_energy = self._register(Histogram, declaration, buckets=declaration.buckets)
+        self._totals: dict[tuple[Declaration, tuple[str, ...]], float] = {}
+        self._windows: dict[tuple[str, str, str, Source], _Window] = {}
+        self._power_w: dict[tuple[str, Source], tuple[float, float]] = {}
+
+    def know_model(self, name: str) -> None:
+        """Take `name` as a label value from now on; at most MAX_MODELS names are ever taken."""
+        self._models.admit(name)
+
+    def settle(self, balance: Balance, source: Source) -> None:
+        """One settled interval of one device."""
+        device = self._devices.admit(balance.gpu_uuid)
+        unassigned_j = {
+            "idle": balance.idle_j,
+            "engine_overhead": balance.engine_overhead_j,
+            **balance.unattributed_j_by_cause,
+        }
+        with self.together:
+            self._add(GPU_ENERGY, balance.measured_j, device, source)
+            for cause, joules in unassigned_j.items():
+                self._add(UNASSIGNED, joules, device, cause if cause in CAUSES else OTHER, source)
+            self._add(HOST_BUBBLE, balance.host_bubble_j, device, source)
+            self._add(BALANCE_RESIDUAL, abs(balance.residual_j), device, source)
+            if balance.end_ns > balance.start_ns and not balance.unattributed_j_by_cause.keys() & set(SENSOR_CAUSES):
+                power_w = balance.measured_j / (balance.end_ns - balance.start_ns) * 1e9
+                self._power_w[device, source] = (self._clock(), power_w)
+            else:
+                self._power_w.pop((device, source), None)
+
+    def request_increment(
+        self,
+        model: str,
+        arm: str,
+        *,
+        prompt_j: float,
+        output_j: float,
+        prompt_tokens: int,
+        cached_tokens: int,
+        output_tokens: int,
+        first_tokens: int,
+        source: Source,
+    ) -> None:
+        """What one settled interval charged one request, and the tokens that it paid for.
+
+        `prompt_tokens` were computed, `cached_tokens` taken from the prefix cache; of the `output_tokens` (all that the
+        interval brought), `first_tokens` (0 or 1 per sequence) fell out of a prefill step.
+        """
+        model, arm = self._models.label(model), self._arm(arm)
+        with self.together:
+            self._add(ENERGY, prompt_j, model, arm, "prompt", source)
+            self._add(ENERGY, output_j, model, arm, "output", source)
+            self._add(TOKENS, prompt_tokens, "prompt", model, arm)
+            self._add(TOKENS, cached_tokens, "cached", model, arm)
+            self._add(TOKENS, output_tokens, "output", model, arm)
+            self._add(FIRST_TOKENS, first_tokens, model, arm)
+            second = int(self._clock())
+            for kind, joules, tokens in (
+                ("prompt", prompt_j, prompt_tokens),
+                ("output", output_j, output_tokens - first_tokens),
+            ):
+                self._windows.setdefault((kind, model, arm, source), _Window()).add(second, joules, tokens)
+
+    def finished(self, record: RequestRecord, energy: RequestEnergy | None, public_id: str | None) -> None:
+        """A request has ended; `energy` is its settled energy, None where there is none.
+
+        `public_id` is the id that the client knows, never the receipt id, which opens the receipt.
+        """
+        model, arm = self._models.label(record.model), self._arm(record.arm)
+        reason = record.finish_reason if record.finish_reason in FINISH_REASONS else OTHER
+        with self.together:
+            self._add(REQUESTS, 1, model, arm, reason)
+            if energy is not None:
+                child = self._request_energy.labels(model, arm, energy.source)
+                child.observe(energy.energy_j, exemplar=_exemplar(public_id))
+
+    def found(self, items: Iterable[Edge | ReadFailure]) -> None:
+        """What the sampler found."""
+        with self.together:
+            for item in items:
+                device = self._devices.admit(item.gpu_uuid)
+                if isinstance(item, Edge):
+                    self._add(COUNTER_EDGES, 1, device)
+                else:
+                    self._add(READ_FAILURES, 1, device, self._failures.admit(item.cause))
+
+    def sampler(self, *, polls: int, missed_polls: int, lateness_ns: int, dropped: int) -> None:
+        """The sampler's own totals so far."""
+        self._advance(SAMPLER_POLLS, polls)
+        self._advance(SAMPLER_MISSED, missed_polls)
+        self._advance(SAMPLER_LATENESS, lateness_ns / 1e9)
+        self._advance(SAMPLER_DROPPED, dropped)
+
+    def counter(self, gpu_uuid: str, *, resets: int, period_ns: int | None) -> None:
+        """What the timeline knows of a device's counter: resets so far, and its update period."""
+        device = self._devices.admit(gpu_uuid)
+        self._advance(COUNTER_RESETS, resets, device)
+        self._set(UPDATE_PERIOD, None if period_ns is None else period_ns / 1e9, device)
+
+    def coefficients(self, gpu_uuid: str, values: Mapping[str, float]) -> None:
+        """The fitted costs, by the names of `costs.TERMS`."""
+        device = self._devices.admit(gpu_uuid)
+        for name, value in values.items():
+            self._set(COST_COEFFICIENT, value, device, name)
+
+    def ring(self, engine: str, *, lost_records: int, torn_records: int) -> None:
+        """What the reader of an engine's ring has missed so far."""
+        label = self._engines.admit(engine)
+        self._advance(RING_LOST, lost_records, label)
+        self._advance(RING_TORN, torn_records, label)
+
+    def socket(self, *, dropped: int) -> None:
+        """Messages dropped so far."""
+        self._advance(SOCKET_DROPPED, dropped)
+
+    def render(self, accept_header: str | None) -> tuple[bytes, str]:
+        """The exposition and its content type: OpenMetrics where it is accepted, else Prometheus text 0.0.4."""
+        accepted = {part.partition(";")[0].strip().lower() for part in (accept_header or "").split(",")}
+        with self.together:
+            self._refresh()
+            if "application/openmetrics-text" in accepted:
+                return openmetrics.generate_latest(self._registry), openmetrics.CONTENT_TYPE_LATEST
+            return exposition.generate_latest(self._registry), exposition.CONTENT_TYPE_PLAIN_0_0_4
+
+    def _register(self, kind: type[_Kind], declaration: Declaration, **options: Any) -> _Kind:
+        base = declaration.name.removesuffix("_total")
+        unit = declaration.unit if base.endswith("_" + declaration.unit) else ""
+        return kind(
+            declaration.name, declaration.meaning, declaration.labels, unit=unit, registry=self._registry, **options
+        )
+
+    def _arm(self, arm: str) -> str:
+        return arm if arm in self._arms else OTHER
+
+    def _add(self, declaration: Declaration, amount: float, *labels: str) -> None:
+        """A series exists from its first zero on, so that a rate sees its first step."""
+        counter = self._counters[declaration]
+        child = counter.labels(*labels) if labels else counter
+        child.inc(max(amount, 0.0))  # a rounding error below zero is no reason to lose the interval
+
+    def _advance(self, declaration: Declaration, total: float, *labels: str) -> None:
+        """Bring a counter to `total`, which whoever counts keeps; a lower total than before means that it began anew."""
+        with self.together:
+            before = self._totals.get((declaration, labels), 0.0)
+            self._totals[declaration, labels] = total
+            self._add(declaration, total - before if total >= before else total, *labels)
+
+    def _set(self, declaration: Declaration, value: float | None, *labels: str) -> None:
+        with self.together:
+            if value is None:
+                self._gauges[declaration].remove(*labels)
+            else:
+                self._gauges[declaration].labels(*labels).set(value)
+
+    def _refresh(self) -> None:
+        now = self._clock()
+        self._gauges[POWER].clear()
+        for (device, source), (measured_at, power_w) in self._power_w.items():
+            if now - measured_at <= POWER_EXPIRES_S:
+                self._set(POWER, power_w, device, source)
+        self._gauges[WH_PER_TOKEN].clear()
+        for labels, window in self._windows.items():
+            self._set(WH_PER_TOKEN, window.wh_per_token(int(now)), *labels)
+
+
+def _exemplar(public_id: str | None) -> dict[str, str] | None:
+    """An exemplar's labels may hold 128 characters; an id that a client made up of anything else is left out."""
+    if public_id is None or not _PUBLIC_ID.fullmatch(public_id):
+        return None
+    return {_EXEMPLAR_LABEL: public_id[:_EXEMPLAR_ROOM]}

@@ -1,0 +1,317 @@
+"""The exposition, byte by byte; its sums; and what hostile labels can't do to it."""
+
+import math
+import shutil
+import subprocess
+import threading
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse_text
+from prometheus_client.samples import Sample
+
+from etameter.costs import TERMS
+from etameter.export.prometheus import CATALOGUE, LABELS, MAX_MODELS, Metrics
+from etameter.records import Balance, Edge, ReadFailure, RequestEnergy, RequestRecord, Source
+
+pytestmark = pytest.mark.unit
+
+GOLDEN = Path(__file__).with_name("exposition.txt")
+OPENMETRICS = "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,*/*;q=0.1"
+GPU = "GPU-5e1f6a0c-0000-0000-0000-000000000001"
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def _balance(measured_j: float = 10.0, **changes: object) -> Balance:
+    fields: dict[str, object] = {
+        "gpu_uuid": GPU,
+        "start_ns": 0,
+        "end_ns": 100_000_000,
+        "measured_j": measured_j,
+        "attributed_j": 7.0,
+        "idle_j": 2.0,
+        "engine_overhead_j": 0.5,
+        "unattributed_j_by_cause": {"model_residual": measured_j - 9.5},
+        "host_bubble_j": 0.25,
+    }
+    return Balance(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def _record(model: str = "m", arm: str = "entrace", reason: str | None = "stop") -> RequestRecord:
+    return RequestRecord("id", "0" * 32, model, arm, 0, 1, 2, 10, 5, 3, reason)
+
+
+def _energy(joules: float = 7.0, source: Source = "simulated") -> RequestEnergy:
+    return RequestEnergy("id", joules - 1.0, 1.0, 2.0, 0.0, 0.0, 0.0, 0.1, True, "method", source)
+
+
+def _charge(metrics: Metrics, model: str = "m", arm: str = "entrace", source: Source = "simulated") -> None:
+    metrics.request_increment(
+        model,
+        arm,
+        prompt_j=3.0,
+        output_j=4.0,
+        prompt_tokens=10,
+        cached_tokens=5,
+        output_tokens=3,
+        first_tokens=1,
+        source=source,
+    )
+
+
+def _filled(clock: _Clock) -> Metrics:
+    metrics = Metrics(["m"], ["entrace"], clock)
+    with metrics.together:
+        metrics.settle(_balance(), "simulated")
+        _charge(metrics)
+    metrics.finished(_record(), _energy(), "chatcmpl-7f")
+    metrics.sampler(polls=2000, missed_polls=3, lateness_ns=40_000_000, dropped=0)
+    metrics.counter(GPU, resets=1, period_ns=100_000_000)
+    metrics.found([Edge(GPU, 5, 1, 10), Edge(GPU, 9, 1, 20), ReadFailure(GPU, 11, "no_permission")])
+    metrics.coefficients(GPU, dict(zip(TERMS, (122.8, 1.94, 0.0137, 0.0, 0.0251, 3.4e-05), strict=True)))
+    metrics.ring("engine-0", lost_records=4, torn_records=1)
+    metrics.socket(dropped=2)
+    return metrics
+
+
+@pytest.fixture
+def clock() -> _Clock:
+    return _Clock()
+
+
+def _samples(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    body, _ = metrics.render(None)
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in parse_text(body.decode())
+        for sample in family.samples
+    }
+
+
+def _value(metrics: Metrics, name: str, **labels: str) -> float | None:
+    return _samples(metrics).get((name, tuple(sorted(labels.items()))))
+
+
+def test_exposition_is_as_recorded(clock: _Clock) -> None:
+    body, content_type = _filled(clock).render(None)
+    assert body.decode() == GOLDEN.read_text()
+    assert content_type == "text/plain; version=0.0.4; charset=utf-8"
+
+
+def test_every_declared_metric_is_exposed_with_its_declared_labels(clock: _Clock) -> None:
+    body, _ = _filled(clock).render(None)
+    labels_by_name: dict[str, set[str]] = defaultdict(set)
+    for family in parse_text(body.decode()):
+        for sample in family.samples:
+            name = f"{family.name}_total" if family.type == "counter" else family.name
+            labels_by_name[name] |= set(sample.labels) - {"le"}
+    assert labels_by_name == {declaration.name: set(declaration.labels) for declaration in CATALOGUE}
+    assert {label for declaration in CATALOGUE for label in declaration.labels} == set(LABELS)
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed (Debian: prometheus)")
+def test_promtool_accepts_it(clock: _Clock) -> None:
+    body, _ = _filled(clock).render(None)
+    checked = subprocess.run(["promtool", "check", "metrics"], input=body, capture_output=True, check=False)
+    assert (checked.returncode, checked.stdout, checked.stderr) == (0, b"", b"")
+
+
+def test_openmetrics_carries_the_public_id_as_exemplar(clock: _Clock) -> None:
+    body, content_type = _filled(clock).render(OPENMETRICS)
+    assert content_type.startswith("application/openmetrics-text")
+    exemplars = [
+        (sample.labels["le"], sample.exemplar.labels, sample.exemplar.value)
+        for family in parse_openmetrics(body.decode())
+        for sample in family.samples
+        if sample.exemplar is not None
+    ]
+    assert exemplars == [("10.0", {"request_id": "chatcmpl-7f"}, 7.0)]
+    assert b"0" * 32 not in body, "a receipt id is a capability"
+
+
+@pytest.mark.parametrize(
+    "accept", ["application/openmetrics-text; version=x", "APPLICATION/openmetrics-text", ",;,;=,", ""]
+)
+def test_any_accept_header_is_answered(clock: _Clock, accept: str) -> None:
+    body, content_type = _filled(clock).render(accept)
+    assert body.endswith(b"# EOF\n") == ("openmetrics" in content_type) == ("openmetrics" in accept)
+
+
+def test_joules_add_up_at_every_scrape(clock: _Clock) -> None:
+    metrics = Metrics(["m"], ["entrace"], clock)
+    for measured_j in (10.0, 12.0, 9.5):
+        metrics.settle(_balance(measured_j), "measured")
+        _charge(metrics, source="measured")
+        samples = _samples(metrics)
+        spent: dict[str, list[float]] = defaultdict(list)
+        for (name, labels), value in samples.items():
+            assert ("source", "measured") in labels or "joules" not in name
+            spent[name].append(value)
+        paid = spent["etameter_energy_joules_total"] + spent["etameter_unassigned_joules_total"]
+        assert math.fsum(spent["etameter_gpu_energy_joules_total"]) == pytest.approx(math.fsum(paid), rel=1e-12)
+
+
+def test_an_unbalanced_interval_shows(clock: _Clock) -> None:
+    metrics = Metrics(["m"], ["entrace"], clock)
+    metrics.settle(_balance(idle_j=1.0), "measured")
+    metrics.settle(_balance(idle_j=3.0), "measured")
+    residual_j = _value(metrics, "etameter_balance_residual_joules_total", gpu_uuid=GPU, source="measured")
+    assert residual_j == pytest.approx(2.0), "opposite errors must not cancel"
+
+
+def test_sources_stay_apart(clock: _Clock) -> None:
+    metrics = Metrics(["m"], ["entrace"], clock)
+    _charge(metrics, source="measured")
+    _charge(metrics, source="simulated")
+    _charge(metrics, source="simulated")
+    name = "etameter_energy_joules_total"
+    labels = {"model_name": "m", "arm": "entrace", "phase": "output"}
+    assert _value(metrics, name, source="measured", **labels) == 4.0
+    assert _value(metrics, name, source="simulated", **labels) == 8.0
+
+
+def test_wh_per_token_covers_the_last_minute_and_is_absent_without_tokens(clock: _Clock) -> None:
+    metrics = Metrics(["m"], ["entrace"], clock)
+    labels = {"model_name": "m", "arm": "entrace", "source": "simulated"}
+
+    def now(kind: str) -> float | None:
+        return _value(metrics, "etameter_wh_per_token", kind=kind, **labels)
+
+    assert now("output") is None
+    _charge(metrics)
+    assert now("prompt") == pytest.approx(3.0 / 10 / 3600)
+    assert now("output") == pytest.approx(4.0 / 2 / 3600), "the first token carries no output energy"
+    clock.now_s += 30
+    metrics.request_increment(
+        "m",
+        "entrace",
+        prompt_j=0.0,
+        output_j=8.0,
+        prompt_tokens=0,
+        cached_tokens=0,
+        output_tokens=1,
+        first_tokens=0,
+        source="simulated",
+    )
+    assert now("output") == pytest.approx(12.0 / 3 / 3600)
+    clock.now_s += 31
+    assert now("output") == pytest.approx(8.0 / 1 / 3600)
+    assert now("prompt") is None
+    clock.now_s += 60
+    assert now("output") is None
+
+
+def test_power_is_absent_when_unknown(clock: _Clock) -> None:
+    metrics = Metrics(["m"], ["entrace"], clock)
+
+    def power_w() -> float | None:
+        return _value(metrics, "etameter_gpu_power_watts", gpu_uuid=GPU, source="measured")
+
+    metrics.settle(_balance(), "measured")
+    assert power_w() == pytest.approx(100.0)
+    metrics.settle(_balance(attributed_j=0.0, idle_j=0.0, unattributed_j_by_cause={"stale": 10.0}), "measured")
+    assert power_w() is None
+    metrics.settle(_balance(), "measured")
+    clock.now_s += 11
+    assert power_w() is None
+
+
+def test_totals_of_a_counter_that_began_anew_are_added(clock: _Clock) -> None:
+    metrics = Metrics([], [], clock)
+    for lost, exposed in ((4, 4.0), (4, 4.0), (9, 9.0), (2, 11.0)):
+        metrics.ring("engine-0", lost_records=lost, torn_records=0)
+        assert _value(metrics, "etameter_ring_lost_records_total", engine="engine-0") == exposed
+
+
+def test_an_update_period_that_is_forgotten_leaves_the_exposition(clock: _Clock) -> None:
+    metrics = Metrics([], [], clock)
+    metrics.counter(GPU, resets=0, period_ns=20_000_000)
+    assert _value(metrics, "etameter_gpu_energy_update_period_seconds", gpu_uuid=GPU) == 0.02
+    metrics.counter(GPU, resets=0, period_ns=None)
+    assert _value(metrics, "etameter_gpu_energy_update_period_seconds", gpu_uuid=GPU) is None
+
+
+def test_hostile_labels_become_other(clock: _Clock) -> None:
+    metrics = Metrics(["m"], ["entrace"], clock)
+    for number in range(1000):
+        hostile = f'x{number}"}} 1\n# '
+        _charge(metrics, model=hostile, arm=hostile)
+        metrics.finished(_record(hostile, hostile, hostile), _energy(), hostile)
+        metrics.know_model(hostile)
+        metrics.know_model(f"model-{number}")
+        metrics.settle(_balance(unattributed_j_by_cause={hostile: 0.5}), "simulated")
+    for model in ("m", *(f"model-{number}" for number in range(1000))):
+        _charge(metrics, model=model, arm="entrace")
+    body, _ = metrics.render(OPENMETRICS)
+    values: dict[str, set[str]] = defaultdict(set)
+    for family in parse_openmetrics(body.decode()):
+        for sample in family.samples:
+            for label, value in sample.labels.items():
+                values[label].add(value)
+    assert values["arm"] == {"entrace", "other"}
+    assert values["finish_reason"] == {"other"}
+    assert values["cause"] == {"idle", "engine_overhead", "other"}
+    assert values["model_name"] == {"m", "other", *(f"model-{number}" for number in range(MAX_MODELS - 1))}
+    assert len(body) < 200_000
+
+
+@pytest.mark.parametrize(
+    ("public_id", "exemplar"),
+    [
+        ("chatcmpl-1", {"request_id": "chatcmpl-1"}),
+        ("a" * 500, {"request_id": "a" * 118}),
+        ('evil"} 1\n', None),
+        ("\ud800", None),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_exemplars_keep_to_the_limits_whatever_the_client_sent(
+    clock: _Clock, public_id: str | None, exemplar: dict[str, str] | None
+) -> None:
+    metrics = Metrics(["m"], ["entrace"], clock)
+    metrics.finished(_record(), _energy(), public_id)
+    body, _ = metrics.render(OPENMETRICS)
+    bucket = _only_exemplar(body)
+    assert (None if bucket is None or bucket.exemplar is None else bucket.exemplar.labels) == exemplar
+
+
+def _only_exemplar(body: bytes) -> Sample | None:
+    samples = [sample for family in parse_openmetrics(body.decode()) for sample in family.samples]
+    found = [sample for sample in samples if sample.exemplar is not None]
+    assert len(found) <= 1
+    return found[0] if found else None
+
+
+def test_a_request_without_settled_energy_is_counted_but_has_no_energy(clock: _Clock) -> None:
+    metrics = Metrics(["m"], ["entrace"], clock)
+    metrics.finished(_record(reason="abort"), None, "chatcmpl-1")
+    assert _value(metrics, "etameter_requests_total", model_name="m", arm="entrace", finish_reason="abort") == 1.0
+    assert not any(name.startswith("etameter_request_energy") for name, _ in _samples(metrics))
+
+
+def test_no_scrape_sees_half_an_interval(clock: _Clock) -> None:
+    metrics = Metrics(["m"], ["entrace"], clock)
+    rendered = threading.Event()
+
+    def scrape() -> None:
+        metrics.render(None)
+        rendered.set()
+
+    scraper = threading.Thread(target=scrape)
+    with metrics.together:
+        metrics.settle(_balance(), "measured")
+        scraper.start()
+        assert not rendered.wait(0.1)
+        _charge(metrics)
+    assert rendered.wait(5.0)
+    scraper.join()
