@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import zip_longest
 from os import environ
 from pathlib import Path
 from types import TracebackType
@@ -304,7 +305,7 @@ def address(options: Sequence[str]) -> tuple[str, int]:
 def _value_of(option: str, options: Sequence[str]) -> str | None:
     """The value of `--option value` or `--option=value`, the last one given."""
     value = None
-    for here, following in zip(options, [*options[1:], ""], strict=True):
+    for here, following in zip_longest(options, options[1:], fillvalue=""):
         if here == option:
             value = following
         elif here.startswith(option + "="):
@@ -317,7 +318,11 @@ def engine_service(
 ) -> Service:
     """The vLLM server with the hooks in it."""
     environment = dict(environ)
-    environment |= {"ETAMETER_ENGINE": settings.serve.engine, "ETAMETER_RING_DIR": str(config.ring_dir())}
+    environment |= {
+        "ETAMETER_ENGINE": settings.serve.engine,
+        "ETAMETER_RING_DIR": str(config.ring_dir()),
+        "ETAMETER_ARMS": ",".join(settings.arms),
+    }
     if (cpu_engine.installed_version() or "").endswith("cpu"):
         environment = _CPU_ENVIRONMENT | environment
     if Path(model).is_dir():
