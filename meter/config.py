@@ -40,31 +40,38 @@ class _Section(BaseModel):
 
 
 class MeterSection(_Section):
-    host: str = Field("127.0.0.1", min_length=1, description="Address that the meter's HTTP server listens on.")
-    port: int = Field(9430, ge=0, le=65535, description="Port of the meter's HTTP server; 0 takes any free one.")
+    host: str = Field(default="127.0.0.1", min_length=1, description="Address that the meter's HTTP server listens on.")
+    port: int = Field(
+        default=9430, ge=0, le=65535, description="Port of the meter's HTTP server; 0 takes any free one."
+    )
     poll_ms: float = Field(
-        5.0,
+        default=5.0,
         ge=0.5,
         le=1000.0,
         description="Milliseconds between two reads of an energy counter; only changes are kept.",
     )
     ledger: Path | None = Field(
-        None, description="File of the durable ledger (SQLite). By default `ledger.db` in the state directory."
+        default=None, description="File of the durable ledger (SQLite). By default `ledger.db` in the state directory."
     )
     simulate_gpu: Literal["h100", "a100"] | None = Field(
-        None, description="Meter a simulated board of this profile. Every figure then says `source=simulated`."
+        default=None, description="Meter a simulated board of this profile. Every figure then says `source=simulated`."
     )
 
 
 class ServeSection(_Section):
-    engine: Name = Field("engine-0", description="Name of the engine; it names the ring and the simulated board.")
+    engine: Name = Field(
+        default="engine-0", description="Name of the engine; it names the ring and the simulated board."
+    )
     restart_backoff_s: float = Field(
-        1.0, gt=0.0, le=60.0, description="Seconds before a meter that died is started again; doubles up to 30 s."
+        default=1.0,
+        gt=0.0,
+        le=60.0,
+        description="Seconds before a meter that died is started again; doubles up to 30 s.",
     )
 
 
 class ArmSection(_Section):
-    description: str = Field("", description="What the arm is, for people.")
+    description: str = Field(default="", description="What the arm is, for people.")
 
 
 class Config(BaseSettings):
@@ -90,9 +97,11 @@ class Config(BaseSettings):
     @classmethod
     def settings_customise_sources(
         cls,
-        settings_cls: type[BaseSettings],  # noqa: ARG003  # the name is pydantic's
+        settings_cls: type[BaseSettings],  # noqa: ARG003  # the names are pydantic's
         init_settings: PydanticBaseSettingsSource,
-        **_: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return (init_settings,)  # `load` merges the sources, because an error has to say which of them it came from
 

@@ -286,7 +286,7 @@ class Metrics:
 
     def __init__(self, models: Iterable[str], arms: Iterable[str], clock: Callable[[], float] = time.monotonic) -> None:
         """Know `models` (served names) and `arms` (configured names) as label values; `clock` gives seconds."""
-        disable_created_metrics()
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.together = threading.RLock()
         """Hold it while one interval settles: `settle` and its `request_increment`s, so that no scrape sees half of them."""
         self._models = _Bounded(MAX_MODELS, models)
@@ -424,7 +424,8 @@ class Metrics:
         with self.together:
             self._refresh()
             if "application/openmetrics-text" in accepted:
-                return openmetrics.generate_latest(self._registry), openmetrics.CONTENT_TYPE_LATEST
+                body: bytes = openmetrics.generate_latest(self._registry)  # type: ignore[no-untyped-call]
+                return body, openmetrics.CONTENT_TYPE_LATEST
             return exposition.generate_latest(self._registry), exposition.CONTENT_TYPE_PLAIN_0_0_4
 
     def _register(self, kind: type[_Kind], declaration: Declaration, **options: Any) -> _Kind:
