@@ -1,0 +1,353 @@
+"""Energy in vLLM's responses.
+
+    vllm serve MODEL --middleware etameter.serving.middleware.EnergyMiddleware
+
+Chat and plain completions get a top-level `energy` object. In a stream it stands in the final usage chunk where the client asked for
+usage, else in the last chunk with a `finish_reason`; no chunk is added. Everything else of a response stays byte for byte as it was,
+and a response that is no success is not touched at all. Where the meter has no figure within 25 ms, `energy` is null and
+`energy_reason` says why.
+
+A request is recognised in the scheduler by a fresh receipt id: the middleware sets it in a context variable, and `put_receipts_in_band`
+lets vLLM insert it in the id that it makes for its engine. Ids that clients see, or choose, stay as they are and decide nothing.
+"""
+
+import asyncio
+import json
+import logging
+import os
+import re
+import time
+import uuid
+from collections.abc import Awaitable, Callable, MutableMapping
+from contextvars import ContextVar
+from typing import Any
+
+from etameter.config import socket_path
+from etameter.serving.link import METER_AWAY, METER_LATE, Answer, MeterLink, answer_in
+
+Message = MutableMapping[str, Any]
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+logger = logging.getLogger("vllm.etameter")
+
+HOLD_S = 0.025
+"""How long the end of a response may wait for its figure."""
+RECEIPT_WAIT_S = 1.0
+ENDPOINTS = {"/v1/chat/completions": "chat", "/v1/completions": "completions"}
+RECEIPT_PATH = re.compile(r"/energy/([0-9a-f]{32})")
+DEFAULT_ARMS = "unconstrained,entrace"
+UNLABELLED = "unlabelled"
+OTHER = "other"
+PARSED_LIMIT_BYTES = 256 << 10
+"""Larger request bodies are not looked into: the meter takes the model from the engine."""
+EVENT_LIMIT_BYTES = 4 << 20
+"""A stream without the end of an event for so long is no event stream, and is left alone."""
+NOT_IN_BAND = "engine_ids_unpatched"
+
+receipt_id: ContextVar[str | None] = ContextVar("etameter_receipt_id", default=None)
+"""The receipt id of the request that this task serves."""
+
+_MAY_BE_LAST = re.compile(rb'"finish_reason":\s*"|"choices":\s*\[\s*\]')
+_FINISHED = re.compile(rb'"finish_reason":\s*"')
+_NO_CHOICES = re.compile(rb'"choices":\s*\[\s*\]')
+_PUBLIC_ID = re.compile(rb'"id":\s*"([^"\\]{1,256})"')
+_END_OF_EVENT = b"\n\n"
+
+
+class EnergyMiddleware:
+    """Pure ASGI. Costs a request one look at its body and one message each to open, ask and close it."""
+
+    def __init__(self, app: Application) -> None:
+        self.app = app
+        self.link = MeterLink(socket_path())
+        self.arms = frozenset(filter(None, os.environ.get("ETAMETER_ARMS", DEFAULT_ARMS).split(",")))
+        self.in_band = put_receipts_in_band()
+        self._checked_engine = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        kind = scope["type"]
+        if kind in {"http", "lifespan"}:
+            self.link.start()
+        if kind != "http":
+            await self.app(scope, receive, send)
+            return
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        endpoint = ENDPOINTS.get(path) if scope["method"] == "POST" else None
+        if endpoint is not None:
+            self._check_engine(scope)
+            await _Exchange(self, endpoint, _arm(scope, self.arms), receive, send).serve(scope)
+        elif scope["method"] == "GET" and path.startswith("/energy/"):
+            await self._answer_receipt(path, send)
+        else:
+            await self.app(scope, receive, send)
+
+    def _check_engine(self, scope: Scope) -> None:
+        """Nixl's push mode finds a request's other half by its engine id less the last 9 characters: ids stay as they are there."""
+        if self._checked_engine:
+            return
+        self._checked_engine = True
+        vllm_config = getattr(getattr(scope.get("app"), "state", None), "vllm_config", None)
+        transfer = getattr(vllm_config, "kv_transfer_config", None)
+        if self.in_band and "nixl" in str(getattr(transfer, "kv_connector", "")).lower():
+            self.in_band = False
+            logger.warning("etameter: responses carry no energy: a Nixl connector compares the engine's request ids")
+
+    async def _answer_receipt(self, path: str, send: Send) -> None:
+        match = RECEIPT_PATH.fullmatch(path)
+        if match is None:
+            answer = Answer(None, "no_such_receipt")
+        else:
+            answer = await answer_in(RECEIPT_WAIT_S, self.link.receipt(match[1]))
+        status = 200 if answer.energy is not None else 503 if answer.reason in {METER_AWAY, METER_LATE} else 404
+        body = b"{" + _energy_field(answer) + b"}"
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+
+class _Exchange:
+    """One request and its response."""
+
+    def __init__(self, middleware: EnergyMiddleware, endpoint: str, arm: str, receive: Receive, send: Send) -> None:
+        self.app = middleware.app
+        self.link = middleware.link
+        self.in_band = middleware.in_band
+        self.endpoint = endpoint
+        self.arm = arm
+        self.receive = receive
+        self.send = send
+        self.receipt_id = uuid.uuid4().hex
+        self.arrival_ns = time.monotonic_ns()
+        self.request_body = b""
+        self.last_choices = 1
+        """So many choices end before the response does."""
+        self.complete = False
+        self.disconnected = False
+        self.start: Message | None = None
+        """The head of a response that is not streamed: held until its length is known."""
+        self.body = b""
+        self.pass_on: Send = self._begin
+        """What the next message of the response meets."""
+        self.pending = b""
+        """The beginning of an event."""
+        self.held = b""
+        """An event that may be the last."""
+        self.finished_choices = 0
+        self.question: asyncio.Future[Answer] | None = None
+
+    async def serve(self, scope: Scope) -> None:
+        token = receipt_id.set(self.receipt_id if self.in_band else None)
+        try:
+            await self.app(scope, self._receive, self._send)
+        finally:
+            receipt_id.reset(token)
+            if self.question is not None:
+                self.question.cancel()
+            self.link.closed(self.receipt_id, disconnected=self.disconnected or not self.complete)
+
+    async def _receive(self) -> Message:
+        message = await self.receive()
+        if message["type"] == "http.request":
+            if len(self.request_body) <= PARSED_LIMIT_BYTES:
+                self.request_body += message.get("body", b"")
+            if not message.get("more_body", False):
+                self._open()
+        elif message["type"] == "http.disconnect" and not self.complete:
+            self.disconnected = True
+        return message
+
+    def _open(self) -> None:
+        """Announce the request. What vLLM will refuse is announced too: it is closed with the refusal."""
+        model, stream = "", False
+        if len(self.request_body) <= PARSED_LIMIT_BYTES:
+            try:
+                request = json.loads(self.request_body)
+            except (ValueError, RecursionError):
+                request = None
+            if isinstance(request, dict):
+                model, stream = str(request.get("model") or "")[:256], request.get("stream") is True
+                self.last_choices = _choices(request)
+        self.request_body = b""
+        about = {"arm": self.arm, "model": model, "endpoint": self.endpoint, "stream": stream}
+        self.link.opened(self.receipt_id, {**about, "arrival_ns": self.arrival_ns})
+
+    async def _send(self, message: Message) -> None:
+        await self.pass_on(message)
+
+    async def _begin(self, message: Message) -> None:
+        """The head of the response decides how the rest is treated."""
+        if message["type"] != "http.response.start":
+            await self.send(message)
+            return
+        headers = {name.lower(): value for name, value in message.get("headers", ())}
+        content = headers.get(b"content-type", b"")
+        self.pass_on = self._untouched
+        if message["status"] == 200 and b"content-encoding" not in headers:
+            if content.startswith(b"text/event-stream") and b"content-length" not in headers:
+                self.pass_on = self._streamed
+            elif content.startswith(b"application/json"):
+                self.pass_on = self._whole
+                self.start = message
+                return
+        await self.send(message)
+
+    async def _untouched(self, message: Message) -> None:
+        await self.send(message)
+        self.complete = message["type"] == "http.response.body" and not message.get("more_body", False)
+
+    async def _whole(self, message: Message) -> None:
+        """A response in one piece: its field goes before the last brace."""
+        if message["type"] != "http.response.body":
+            await self.send(message)
+            return
+        self.body += message.get("body", b"")
+        if message.get("more_body", False) or self.start is None:
+            return
+        body = await self._with_energy(self.body)
+        headers = [
+            (name, str(len(body)).encode() if name.lower() == b"content-length" else value)
+            for name, value in self.start.get("headers", ())
+        ]
+        await self.send({**self.start, "headers": headers})
+        await self.send({**message, "body": body})
+        self.complete = True
+
+    async def _streamed(self, message: Message) -> None:
+        """Whole events go on as they come, but for one that may be the last."""
+        data = message.get("body", b"")
+        more = message.get("more_body", False)
+        if (
+            more
+            and not self.pending
+            and not self.held
+            and data.endswith(_END_OF_EVENT)
+            and not _MAY_BE_LAST.search(data)
+        ):
+            await self.send(message)
+            return
+        if message["type"] != "http.response.body":
+            await self.send(message)
+            return
+        data = self.pending + data
+        end = data.rfind(_END_OF_EVENT) + len(_END_OF_EVENT) if _END_OF_EVENT in data else 0
+        self.pending = data[end:]
+        passed = [await self._event(event + _END_OF_EVENT) for event in data[:end].split(_END_OF_EVENT)[:-1]]
+        if not more:
+            passed.append((await self._with_energy(self.held) if self.held else b"") + self.pending)
+            self.held = self.pending = b""
+        elif len(self.pending) > EVENT_LIMIT_BYTES:
+            passed.append(self.held + self.pending)
+            self.pass_on = self._untouched
+        body = b"".join(passed)
+        if body or not more:
+            await self.send({**message, "body": body})
+        self.complete = not more
+
+    async def _event(self, event: bytes) -> bytes:
+        """What goes to the client now that `event` has come."""
+        if event.startswith(b":"):
+            return event  # a comment, that keeps the connection alive
+        held, self.held = self.held, b""
+        if event.startswith((b"data: [DONE]", b"data:[DONE]")):
+            return (await self._with_energy(held) if held else b"") + event
+        self.finished_choices += len(_FINISHED.findall(event))
+        if _NO_CHOICES.search(event) or (_FINISHED.search(event) and self.finished_choices >= self.last_choices):
+            self.held = event
+            self._ask(event)
+            return held
+        return held + event
+
+    def _ask(self, part: bytes) -> None:
+        """Have the meter look the figure up while the response ends."""
+        if self.question is None and self.in_band:
+            public_id = _PUBLIC_ID.search(part)
+            self.question = self.link.ask(self.receipt_id, public_id[1].decode(errors="replace") if public_id else None)
+
+    async def _with_energy(self, part: bytes) -> bytes:
+        """The last part of a response, with its field; as it was where it is no JSON object."""
+        end = part.rstrip()
+        if not end.endswith(b"}"):
+            return part
+        self._ask(part)
+        answer = Answer(None, NOT_IN_BAND) if self.question is None else await answer_in(HOLD_S, self.question)
+        comma = b"" if end[:-1].rstrip().endswith(b"{") else b","
+        return end[:-1] + comma + _energy_field(answer) + part[len(end) - 1 :]
+
+
+def _energy_field(answer: Answer) -> bytes:
+    fields: dict[str, Any] = {"energy": answer.energy}
+    if answer.energy is None:
+        fields["energy_reason"] = answer.reason
+    return json.dumps(fields, separators=(",", ":"))[1:-1].encode()
+
+
+def _arm(scope: Scope, arms: frozenset[str]) -> str:
+    """The arm that the request names, from a closed set: it becomes a label."""
+    for name, value in scope["headers"]:
+        if name == b"x-etameter-arm":
+            arm = value.decode("latin-1").strip()
+            return arm if arm in arms else OTHER
+    return UNLABELLED
+
+
+def _choices(request: dict[str, Any]) -> int:
+    """How many choices the response will have: `n` for each prompt."""
+    n, prompt = request.get("n"), request.get("prompt")
+    prompts = len(prompt) if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int) else 1
+    return prompts * n if type(n) is int and n > 0 else prompts
+
+
+class _Probe:
+    """A request to try vLLM's id assignment with."""
+
+    def __init__(self) -> None:
+        self.request_id = "probe"
+        self.external_req_id: str | None = None
+
+
+def put_receipts_in_band() -> bool:
+    """Let vLLM insert the receipt id in the engine ids it makes: ``<id>-<8 hex>`` becomes ``<id>-<receipt id><8 hex>``.
+
+    False, with one warning, where this vLLM does not make its ids like that.
+    """
+    try:
+        from vllm.v1.engine.input_processor import InputProcessor
+    except ImportError as failure:
+        logger.warning("etameter: responses carry no energy: %s", failure)
+        return False
+    assign = InputProcessor.__dict__.get("assign_request_id")
+    if not isinstance(assign, staticmethod):
+        expected = False
+    elif assign.__func__.__module__ == __name__:
+        return True  # an application with two of these middlewares, or built twice
+    else:
+        expected = _assigns_as_expected(assign.__func__)
+    if expected:
+        InputProcessor.assign_request_id = staticmethod(_with_receipt(assign.__func__))
+    else:
+        logger.warning(
+            "etameter: responses carry no energy: this vLLM makes its engine's request ids in an unknown way"
+        )
+    return expected
+
+
+def _with_receipt(assign: Callable[[Any], None]) -> Callable[[Any], None]:
+    def assign_request_id(request: Any) -> None:
+        assign(request)
+        receipt = receipt_id.get()
+        if receipt is not None:
+            request.request_id = f"{request.request_id[:-8]}{receipt}{request.request_id[-8:]}"
+
+    return assign_request_id
+
+
+def _assigns_as_expected(assign: Callable[[Any], None]) -> bool:
+    probe = _Probe()
+    try:
+        assign(probe)
+    except (AttributeError, TypeError, ValueError):
+        return False
+    return probe.external_req_id == "probe" and re.fullmatch(r"probe-[0-9a-f]{8}", probe.request_id) is not None
