@@ -1,0 +1,87 @@
+# Everything runs in a virtual environment of its own, made on first use. `make demo` and `make test` need nothing else.
+
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+DEMO_OPTIONS := $(if $(MODEL),--model $(MODEL)) $(if $(URL),--url $(URL)) $(if $(PROFILE),--profile $(PROFILE))
+
+# A strict editable install links single files, so a module that is new, gone or renamed asks for another install.
+PACKAGES := meter serving prompts dashboards
+LAYOUT := $(shell find $(PACKAGES) -name '*.py' | LC_ALL=C sort | cksum | cut -d ' ' -f 1)
+CORE := $(VENV)/.core-$(LAYOUT)
+DEV := $(VENV)/.dev-$(LAYOUT)
+ENGINE := $(VENV)/.engine
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+	--config-settings editable_mode=strict --editable
+
+# Whatever else is installed into the environment keeps to the same versions.
+export PIP_CONSTRAINT := $(abspath constraints.txt)
+
+.DELETE_ON_ERROR:
+.PHONY: help install demo test test-unit test-engine slow lint format types docs check clean
+
+help:  ## say what there is
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1 \2/p' $(MAKEFILE_LIST) | awk '{ printf "  make %-12s", $$2; $$1 = $$2 = ""; print }'
+
+install: $(CORE)  ## install etameter into .venv
+
+demo: $(CORE)  ## meter a real vLLM server (MODEL=, URL=, PROFILE= choose)
+	@$(BIN)/etameter demo $(DEMO_OPTIONS)
+
+test: test-unit test-engine  ## run all tests that need no GPU
+
+test-unit: $(DEV)  ## run the quick tests
+	$(BIN)/python -m pytest -m unit -n 2
+
+test-engine: $(ENGINE)  ## run the tests that start a real vLLM
+	$(BIN)/python -m pytest -m "(engine or server or boot) and not slow and not gpu"
+
+slow: $(ENGINE)  ## run the tests that take minutes
+	$(BIN)/python -m pytest -m "slow and not gpu"
+
+lint: $(DEV)  ## check style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(DEV)  ## mend style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(DEV)  ## check types, as the packages are imported
+	$(BIN)/mypy -p etameter -p tests -p benchmarks -p docs
+
+docs: $(DEV)  ## write the documents that are made from code
+	$(BIN)/python -m docs.generate
+
+check: $(DEV)  ## look for stale documents and metrics that Prometheus would not take
+	$(BIN)/python -m docs.generate --check
+	promtool check metrics < tests/meter/export/exposition.txt
+
+clean:  ## remove what was built
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
+		{ echo "etameter: $(PYTHON) is not 3.11 to 3.13: name one that is, make PYTHON=python3.12" >&2; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2> /dev/null || \
+		if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
+			apt-get update --quiet=2 && apt-get install --quiet=2 --yes --no-install-recommends python3-venv; \
+		else \
+			echo "etameter: Python's venv is missing: run apt-get install python3-venv as root" >&2; exit 2; \
+		fi
+	@$(PYTHON) -m venv $(VENV)
+
+$(CORE): $(BIN)/python pyproject.toml constraints.txt
+	@echo "installing etameter into $(VENV): 60 MB to download, under a minute"
+	@rm -f $(VENV)/.core-* && rm -rf build/__editable__.*
+	@$(INSTALL) .
+	@touch $@
+
+$(DEV): $(CORE)
+	@rm -f $(VENV)/.dev-*
+	@$(INSTALL) '.[dev]'
+	@touch $@
+
+$(ENGINE): $(DEV) serving/cpu_engine.py
+	@$(BIN)/python -c 'from etameter.serving import cpu_engine as engine; [print(phase, flush=True) for phase in engine.install()]'
+	@touch $@
