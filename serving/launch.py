@@ -23,6 +23,7 @@ from etameter import config
 from etameter.errors import ConfigError, EngineError, EtameterError
 
 from . import cpu_engine
+from . import model as model_source
 from .child import Child, interruptible, interrupts_held
 
 INTERRUPTED = 130
@@ -170,12 +171,16 @@ _LOG_PREFIX = re.compile(
     r"^(\([^)]*\) )*((DEBUG|INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d \d\d:\d\d:\d\d )?(\[[^\]]*\] ?)*"
 )
 _CAUSE = re.compile(r"^(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|NotFound|Interrupt)\b: .|^[\w./-]+: error: .")
+_INVALID = re.compile(r"\S*ValidationError: \d+ validation error")  # the next line says which
 _CONSEQUENCE = re.compile(r"Engine core initialization failed|Engine process failed to start|EngineDeadError|leaked ")
 
 
 def reason_of_death(lines: Sequence[str], exit_code: int | None) -> str:
     """The line of a log that best says why its program ended: the last that names an error, but not a mere consequence."""
     bare = [_LOG_PREFIX.sub("", line).strip() for line in lines]
+    for here, line in enumerate(bare[:-1]):
+        if _INVALID.match(line):
+            bare[here] = f"ValidationError: {bare[here + 1].partition(' [type=')[0]}"
     causes = [line for line in bare if _CAUSE.match(line) and not _CONSEQUENCE.search(line)]
     said = causes or [line for line in bare if line]
     return said[-1][:400] if said else f"it said nothing, {_exit(exit_code or 0)}"
@@ -255,23 +260,9 @@ def check(model: str, options: Sequence[str]) -> str | None:
             "pip install 'etameter[vllm]' for NVIDIA GPUs; `etameter demo` installs the CPU build",
         )
     warning = cpu_engine.check_version(version)
-    check_model(model)
+    model_source.check(model)
     check_port(*address(options), "choose another with --port")
     return warning
-
-
-def check_model(model: str) -> None:
-    """Raises EngineError for a model that can be neither a directory with a model nor a name on a hub."""
-    path = Path(model).expanduser()
-    if path.is_dir():
-        if not any((path / name).exists() for name in ("config.json", "params.json")):
-            raise EngineError(
-                f"{model} holds no model", "name a directory with a config.json, or a model on the hub as owner/name"
-            )
-    elif not path.exists() and (
-        model.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?|\w+://.+", model)
-    ):
-        raise EngineError(f"no model at {model}", "name a directory that exists, or a model on the hub as owner/name")
 
 
 def check_port(host: str, port: int, remedy: str) -> None:

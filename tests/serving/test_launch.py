@@ -158,7 +158,7 @@ def test_ctrl_c_ends_with_130(mark: str) -> None:
         (["(APIServer pid=3) ERROR 11-21 23:16:01 [core.py:100] ValueError: too long", "[rank0]: leaked semaphore"], "ValueError: too long"),
         (["OSError: no model 'x' on the hub", "If this is a private repository, log in"], "OSError: no model 'x' on the hub"),
         (["usage: api_server.py [-h]", "api_server.py: error: unrecognized arguments: --nonsense"], "api_server.py: error: unrecognized arguments: --nonsense"),
-        (["pydantic_core._pydantic_core.ValidationError: 1 error", "  bad"], "pydantic_core._pydantic_core.ValidationError: 1 error"),
+        (["pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig", "  Value error, too long [type=value_error]"], "ValidationError: Value error, too long"),
         (["Killed", ""], "Killed"),
         ([], "it said nothing, signal 9"),
     ],
@@ -193,16 +193,3 @@ def test_a_port_in_use_is_refused_before_anything_starts() -> None:
             with pytest.raises(EngineError, match=f"port {port} is in use"):
                 launch.check_port(host, port, "choose another with --port")
     launch.check_port("127.0.0.1", port, "choose another with --port")
-
-
-@pytest.mark.parametrize("model", ["./none", "/none/at/all", "~/none", "a/b/c", "two words", "", "."])
-def test_what_can_be_no_model_is_refused(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(EngineError):
-        launch.check_model(model)
-
-
-def test_a_model_is_a_directory_with_a_config_or_a_name_on_the_hub(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}")
-    for model in (str(tmp_path), "Qwen/Qwen3-8B", "gpt2", "org/model.gguf:Q4_K_M", "s3://bucket/model"):
-        launch.check_model(model)
