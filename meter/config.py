@@ -25,8 +25,6 @@ from .errors import ConfigError
 
 CONFIG_FILE = Path("etameter.toml")
 ENV_PREFIX = "ETAMETER_"
-OTHER_ARM = "other"
-"""The label of every arm that isn't configured."""
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 """Safe as a label value and as a part of a file's name."""

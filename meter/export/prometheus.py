@@ -24,6 +24,8 @@ from etameter.records import Balance, Edge, ReadFailure, RequestEnergy, RequestR
 _Kind = TypeVar("_Kind", bound=MetricWrapperBase)
 
 OTHER = "other"
+UNLABELLED = "unlabelled"
+"""The arm of a request that named none."""
 WINDOW_S = 60
 """Wh per token is stated over this many seconds."""
 POWER_EXPIRES_S = 10.0
@@ -37,7 +39,7 @@ CAUSES = frozenset({"idle", "engine_overhead", "steps_missing", "model_residual"
 FINISH_REASONS = frozenset({"stop", "length", "abort", "error", "repetition"})
 
 LABELS: Mapping[str, str] = {
-    "arm": f"The arm that the request named, if it is configured; else `{OTHER}`.",
+    "arm": f"The arm that the request named, if it is configured; `{UNLABELLED}` if it named none; else `{OTHER}`.",
     "cause": "Why: for joules "
     + ", ".join(f"`{cause}`" for cause in sorted(CAUSES))
     + "; for failed reads the driver's word.",
@@ -290,7 +292,7 @@ class Metrics:
         self.together = threading.RLock()
         """Hold it while one interval settles: `settle` and its `request_increment`s, so that no scrape sees half of them."""
         self._models = _Bounded(MAX_MODELS, models)
-        self._arms = frozenset(arms)
+        self._arms = frozenset({*arms, UNLABELLED})
         self._devices = _Bounded(MAX_DEVICES)
         self._engines = _Bounded(MAX_DEVICES)
         self._failures = _Bounded(MAX_DEVICES)

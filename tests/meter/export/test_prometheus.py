@@ -249,6 +249,7 @@ def test_hostile_labels_become_other(clock: _Clock) -> None:
         metrics.know_model(hostile)
         metrics.know_model(f"model-{number}")
         metrics.settle(_balance(unattributed_j_by_cause={hostile: 0.5}), "simulated")
+    _charge(metrics, arm="unlabelled")
     for model in ("m", *(f"model-{number}" for number in range(1000))):
         _charge(metrics, model=model, arm="entrace")
     body, _ = metrics.render(OPENMETRICS)
@@ -257,7 +258,7 @@ def test_hostile_labels_become_other(clock: _Clock) -> None:
         for sample in family.samples:
             for label, value in sample.labels.items():
                 values[label].add(value)
-    assert values["arm"] == {"entrace", "other"}
+    assert values["arm"] == {"entrace", "unlabelled", "other"}
     assert values["finish_reason"] == {"other"}
     assert values["cause"] == {"idle", "engine_overhead", "other"}
     assert values["model_name"] == {"m", "other", *(f"model-{number}" for number in range(MAX_MODELS - 1))}

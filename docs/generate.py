@@ -1,0 +1,169 @@
+"""Writes the documents that are made from code: commands.md, config.md, metrics.md.
+
+`python -m docs.generate` writes them; with `--check` it only says which are stale and exits 1.
+"""
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import typer
+from pydantic.fields import FieldInfo
+
+from etameter.cli import app
+from etameter.config import CONFIG_FILE, ENV_PREFIX, ArmSection, Config, MeterSection, ServeSection
+from etameter.export.prometheus import CATALOGUE, JOULE_BUCKETS, LABELS
+
+HERE = Path(__file__).parent
+NOTE = "<!-- Made by `make docs` from the code. Change it there. -->\n\n"
+WIDTH = 100
+
+
+def commands() -> str:
+    """Every command with its own help."""
+    group = typer.main.get_command(app)
+    context = typer.Context(group, info_name="etameter", terminal_width=WIDTH, max_content_width=WIDTH)
+    assert isinstance(group, typer.core.TyperGroup)
+    parts = [
+        "# Commands\n",
+        "Exit codes: 0 done; 2 wrong use or environment, and one line on stderr says what to do; 130 interrupted.\n",
+        _block(group.get_help(context)),
+    ]
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        own = typer.Context(command, info_name=name, parent=context, terminal_width=WIDTH, max_content_width=WIDTH)
+        parts += [f"## etameter {name}\n", _block(command.get_help(own))]
+    return "\n".join(parts)
+
+
+def config() -> str:
+    """Every section and key, with its default and its environment variable."""
+    parts = [
+        "# Configuration\n",
+        f"From the command line, else the environment, else `{CONFIG_FILE}` in the working directory, else the default.\n",
+        "An unknown section or key is an error, wherever it stands.\n",
+    ]
+    for name, section in (("meter", MeterSection), ("serve", ServeSection)):
+        rows = (
+            (
+                f"`{key}`",
+                f"`{_default(field)}`",
+                f"`{ENV_PREFIX}{name.upper()}__{key.upper()}`",
+                field.description or "",
+            )
+            for key, field in section.model_fields.items()
+        )
+        parts += [f"## [{name}]\n", _table(("key", "default", "environment", "meaning"), rows)]
+    arms = Config.model_fields["arms"]
+    parts += [
+        "## [arms.NAME]\n",
+        f"{arms.description} Arms in the file replace the default ones.\n",
+        _table(
+            ("key", "default", "meaning"),
+            (
+                (f"`{key}`", f"`{_default(field)}`", field.description or "")
+                for key, field in ArmSection.model_fields.items()
+            ),
+        ),
+        "By default:\n",
+        _table(("arm", "description"), ((f"`{name}`", arm.description) for name, arm in Config().arms.items())),
+        "## Where files live\n",
+        _table(
+            ("variable", "default", "holds"),
+            (
+                ("`ETAMETER_RUN`", "`$XDG_RUNTIME_DIR/etameter`, else `/run/etameter`", "`meter.sock`, `meter.lock`"),
+                ("`ETAMETER_STATE`", "`$XDG_STATE_HOME/etameter`, else `~/.local/state/etameter`", "`ledger.db`"),
+                ("`ETAMETER_RING_DIR`", "`/dev/shm`", "`etameter-ENGINE.ring`, `etameter-ENGINE.board`"),
+            ),
+        ),
+        "## In the engine's own process\n",
+        "`etameter serve` sets these. Set them where vLLM is started otherwise.\n",
+        _table(
+            ("variable", "default", "meaning"),
+            (
+                ("`ETAMETER_ENGINE`", "`engine-N`, N the data-parallel rank", "name of the engine"),
+                ("`ETAMETER_RING_DIR`", "`/dev/shm`", "where the ring is written"),
+                ("`ETAMETER_ARMS`", "`unconstrained,entrace`", "the arms that requests may name"),
+            ),
+        ),
+    ]
+    return "\n".join(parts)
+
+
+def metrics() -> str:
+    """Every metric and label."""
+    rows = (
+        (
+            f"`{metric.name}`",
+            metric.type,
+            metric.unit,
+            ", ".join(f"`{label}`" for label in metric.labels),
+            metric.meaning,
+        )
+        for metric in CATALOGUE
+    )
+    return "\n".join(
+        [
+            "# Metrics\n",
+            "The meter serves them on `/metrics` of its own port, 9430 by default: Prometheus text, or OpenMetrics.\n",
+            "Exemplars, which carry the public id of a request, exist in OpenMetrics only.\n",
+            "Counters move by settled intervals only, joules and tokens together, so that at every scrape\n",
+            _block(
+                "etameter_gpu_energy_joules_total = Σ etameter_energy_joules_total + Σ etameter_unassigned_joules_total"
+            ),
+            "A gauge whose value isn't known is absent. `source` says what a joule is worth; never sum it away.\n",
+            _table(("name", "type", "unit", "labels", "meaning"), rows),
+            "## Labels\n",
+            "No client can enlarge these sets.\n",
+            _table(("label", "values"), ((f"`{label}`", meaning) for label, meaning in sorted(LABELS.items()))),
+            "## Buckets\n",
+            f"`etameter_request_energy_joules`: {', '.join(f'{bound:g}' for bound in JOULE_BUCKETS)} J.\n",
+        ]
+    )
+
+
+DOCUMENTS = {"commands.md": commands, "config.md": config, "metrics.md": metrics}
+
+
+def stale() -> list[str]:
+    """Names of the documents that don't say what the code says."""
+    return [name for name, make in DOCUMENTS.items() if not _is_current(HERE / name, NOTE + make())]
+
+
+def _is_current(path: Path, text: str) -> bool:
+    return path.exists() and path.read_text() == text
+
+
+def _default(field: FieldInfo) -> str:
+    return "none" if field.default is None else str(field.default) or "empty"
+
+
+def _block(text: str) -> str:
+    lines = "\n".join(line.rstrip() for line in text.strip().splitlines())
+    return f"```text\n{lines}\n```\n"
+
+
+def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    cells = [list(header)]
+    cells += [["---"] * len(cells[0]), *(list(row) for row in rows)]
+    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |\n" for row in cells)
+
+
+def main(arguments: list[str]) -> int:
+    """Write the documents, or with `--check` only look; returns the exit code."""
+    if arguments == ["--check"]:
+        old = stale()
+        if old:
+            print(f"stale: {', '.join(f'docs/{name}' for name in old)}; run `make docs`", file=sys.stderr)
+        return 1 if old else 0
+    if arguments:
+        print(f"docs.generate: {' '.join(arguments)}: only --check is known", file=sys.stderr)
+        return 2
+    for name, make in DOCUMENTS.items():
+        (HERE / name).write_text(NOTE + make())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
