@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from etameter.costs import TERMS, Array, Costs, IntArray, Work
+from etameter.costs import TERMS, Array, Costs, IntArray, Work, edge_variance_j2
 from etameter.records import Balance, Interval
 from etameter.steps import Missing
 
@@ -102,7 +102,7 @@ def attribute(
     variance = np.concatenate(
         [variance_j2, [power_variance * seconds**2 for seconds in (bubble_s, idle_s, start_up_s)]]
     )
-    edge_j2 = _edge_variance(interval, duration_s)
+    edge_j2 = edge_variance_j2(interval)
     if start_up_s > 0:  # nothing is known of what start-up draws: it takes whatever the rest leaves
         variance[-1] += interval.energy_j**2
     paid_j, residual_j = reconcile(modelled, variance, interval.energy_j, edge_j2)
@@ -191,13 +191,6 @@ def _bubbles(work: Work, start_ns: int, end_ns: int) -> list[tuple[float, list[t
     return found
 
 
-def _edge_variance(interval: Interval, duration_s: float) -> float:
-    """Variance in J² of the interval's energy from not knowing its edges' instants: uniform within the half-widths."""
-    power_w = interval.energy_j / duration_s if duration_s > 0 else 0.0
-    half_widths_s2 = (interval.start_half_width_ns * 1e-9) ** 2 + (interval.end_half_width_ns * 1e-9) ** 2
-    return power_w**2 * half_widths_s2 / 3
-
-
 def _row_parts(work: Work, costs: Costs, features: Array) -> tuple[Array, Array]:
     """Modelled joules of each row (its step's whole energy, divided), and of them those that only its own work caused."""
     own_j = work.features @ costs.energy
@@ -227,7 +220,7 @@ def _step_shares(
     modelled_j = costs.step_energy(features) * part
     variance_j2 = costs.step_variance(features) * part**2
     row_j, own_j = _row_parts(work, costs, features)
-    whole_j = np.bincount(work.row_step, weights=row_j, minlength=len(part))
+    whole_j = np.bincount(work.row_step, weights=row_j, minlength=len(part)).astype(np.float64)
     step = work.row_step[touched]
     fraction = np.where(whole_j[step] > 0, row_j[touched] / _nonzero(whole_j[step]), work.row_weight[touched])
     scale = step_j[step] / _nonzero(modelled_j[step])
@@ -269,10 +262,11 @@ def _by_request(work: Work, touched: IntArray, amounts: Array, sensitivity: Arra
     np.add.at(sums, inverse, amounts)
     slopes = np.zeros((len(requests), sensitivity.shape[1]))
     np.add.at(slopes, inverse, sensitivity)
-    return {
-        work.request_ids[request]: Share(*row.tolist(), sensitivity=slope)
-        for request, row, slope in zip(requests, sums, slopes, strict=True)
-    }
+    shares = {}
+    for request, row, slope in zip(requests, sums, slopes, strict=True):
+        share = shares[work.request_ids[request]] = Share(*row.tolist())
+        share.sensitivity = slope
+    return shares
 
 
 def _settle(

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from etameter.records import Step
+from etameter.records import Interval, Step
 
 Array = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -135,6 +135,13 @@ class Costs:
         return variance
 
 
+def edge_variance_j2(interval: Interval) -> float:
+    """Variance in J² of an interval's energy from not knowing the instants of its edges: uniform within their half-widths."""
+    power_w = interval.energy_j / max((interval.end_ns - interval.start_ns) * 1e-9, 1e-9)
+    half_widths_s2 = (interval.start_half_width_ns * 1e-9) ** 2 + (interval.end_half_width_ns * 1e-9) ** 2
+    return power_w**2 * half_widths_s2 / 3
+
+
 PRIOR_DEVIATION = 0.7
 """A prior's relative standard deviation: a roofline knows the order of magnitude."""
 
@@ -159,9 +166,10 @@ class CostFit:
         self._intervals: deque[tuple[int, int, float, float]] = deque(maxlen=WINDOW_INTERVALS)
         self._steps: deque[tuple[int, int, Array]] = deque()
 
-    def add_interval(self, start_ns: int, end_ns: int, energy_j: float, edge_error_j: float) -> None:
-        """Energy between two edges (as read, before any lag), and its error from the edges' own uncertainty."""
-        self._intervals.append((start_ns, end_ns, energy_j, edge_error_j))
+    def add_interval(self, interval: Interval) -> None:
+        """Energy between two edges, as published."""
+        error_j = edge_variance_j2(interval) ** 0.5
+        self._intervals.append((interval.start_ns, interval.end_ns, interval.energy_j, error_j))
 
     def add_steps(self, work: Work) -> None:
         """Completed steps, in order of time."""

@@ -17,14 +17,15 @@ from etameter.records import Balance, Edge, RequestEnergy, RequestRecord, Source
 SCHEMA_VERSION = 1
 _SCHEMA = """
 CREATE TABLE requests (
-    request_id TEXT NOT NULL, engine TEXT NOT NULL, receipt_id TEXT, model TEXT NOT NULL, arm TEXT NOT NULL,
+    boot_id TEXT NOT NULL, engine TEXT NOT NULL, engine_started_ns INTEGER NOT NULL, number INTEGER NOT NULL,
+    request_id TEXT NOT NULL, receipt_id TEXT, model TEXT NOT NULL, arm TEXT NOT NULL,
     arrival_ns INTEGER NOT NULL, first_token_ns INTEGER, finished_ns INTEGER,
     prompt_tokens INTEGER NOT NULL, cached_tokens INTEGER NOT NULL, prefill_tokens INTEGER NOT NULL,
     decode_tokens INTEGER NOT NULL, output_tokens INTEGER NOT NULL, finish_reason TEXT,
     prompt_j REAL NOT NULL, output_j REAL NOT NULL, marginal_j REAL NOT NULL, recomputed_j REAL NOT NULL,
     draft_waste_j REAL NOT NULL, avoided_j REAL NOT NULL, error_j REAL NOT NULL,
-    settled INTEGER NOT NULL, method TEXT NOT NULL, source TEXT NOT NULL, boot_id TEXT NOT NULL, wall_time REAL NOT NULL,
-    PRIMARY KEY (request_id, engine, boot_id)
+    settled INTEGER NOT NULL, method TEXT NOT NULL, source TEXT NOT NULL, wall_time REAL NOT NULL,
+    PRIMARY KEY (boot_id, engine, engine_started_ns, number)
 ) STRICT;
 CREATE INDEX requests_by_receipt ON requests (receipt_id);
 CREATE TABLE balances (
@@ -35,7 +36,10 @@ CREATE TABLE balances (
 ) STRICT;
 CREATE TABLE resume (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 """
-_INSERT_REQUEST = "INSERT OR REPLACE INTO requests VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_INSERT_REQUEST = (
+    "INSERT OR REPLACE INTO requests VALUES "
+    "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
 _SELECT_ALL = "SELECT * FROM requests ORDER BY arrival_ns"
 _SELECT_OPEN = "SELECT * FROM requests WHERE settled = 0 AND boot_id = ? ORDER BY arrival_ns"
 _SELECT_RECEIPT = "SELECT * FROM requests WHERE receipt_id = ? ORDER BY arrival_ns"
@@ -46,6 +50,9 @@ class RequestRow:
     """A request as the ledger keeps it: `energy` is the running total, which replaces the earlier one."""
 
     engine: str
+    engine_started_ns: int
+    number: int
+    """Of its first sample in the engine's ring: with engine and boot it names the request for good."""
     record: RequestRecord
     energy: RequestEnergy
     prefill_tokens: int
@@ -204,8 +211,11 @@ def _balance_row(balance: Balance, source: Source, boot_id: str) -> tuple[object
 def _request_row(row: RequestRow, boot_id: str, wall_time: float) -> tuple[object, ...]:
     record, energy = row.record, row.energy
     return (
-        record.request_id,
+        boot_id,
         row.engine,
+        row.engine_started_ns,
+        row.number,
+        record.request_id,
         record.receipt_id,
         record.model,
         record.arm,
@@ -228,19 +238,20 @@ def _request_row(row: RequestRow, boot_id: str, wall_time: float) -> tuple[objec
         int(energy.settled),
         energy.method,
         energy.source,
-        boot_id,
         wall_time,
     )
 
 
 def _row(row: tuple) -> RequestRow:  # type: ignore[type-arg]  # sqlite3 gives untyped rows
-    (request_id, engine, receipt_id, model, arm, arrival, first, finished) = row[:8]
-    (prompt, cached, prefill, decode, output, reason) = row[8:14]
-    (prompt_j, output_j, marginal_j, recomputed_j, draft_waste_j, avoided_j, error_j, settled, method, source) = row[
-        14:24
+    _, engine, engine_started_ns, number, request_id, receipt_id, model, arm, arrival, first, finished = row[:11]
+    prompt, cached, prefill, decode, output, reason = row[11:17]
+    prompt_j, output_j, marginal_j, recomputed_j, draft_waste_j, avoided_j, error_j, settled, method, source = row[
+        17:27
     ]
     return RequestRow(
         engine=engine,
+        engine_started_ns=engine_started_ns,
+        number=number,
         record=RequestRecord(
             request_id, receipt_id, model, arm, arrival, first, finished, prompt, cached, output, reason
         ),

@@ -60,6 +60,8 @@ class Interval:
     start_half_width_ns: int
     end_half_width_ns: int
     cause: str | None = None
+    end_mj: int = 0
+    """The counter's value at the end: what a restarted meter continues from."""
 
 
 @dataclass(frozen=True, slots=True)

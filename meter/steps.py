@@ -18,6 +18,8 @@ _SIBLING = re.compile(r"^\d+_")  # vLLM names the n samples of one request 0_ID,
 class RequestProgress:
     """What the steps have told of a request so far. The samples of one request (n > 1) are one request."""
 
+    number: int
+    """Of its first sample."""
     request_id: str
     receipt_id: str | None
     prompt_tokens: int
@@ -28,9 +30,12 @@ class RequestProgress:
     """Decode tokens computed, kept or not; the last prefill step yields an output token besides."""
     output_tokens: int = 0
     """Known when it finishes."""
+    last_done_ns: int = 0
+    """End of the last step it took part in; an asynchronous scheduler runs one more after it has finished."""
     first_token_ns: int | None = None
     finished_ns: int | None = None
     finish_reason: str | None = None
+    samples: set[int] = field(default_factory=set)
     open_samples: set[int] = field(default_factory=set)
 
 
@@ -46,8 +51,7 @@ class StepAssembler:
     """Follows one engine's ring. `requests` holds every request seen until `forget` is called for it."""
 
     def __init__(self, header: RingHeader) -> None:
-        self.engine = header.engine
-        self.started_ns = header.created_ns
+        self.header = header
         self.requests: dict[str, RequestProgress] = {}
         self.steps: list[Step] = []
         """Completed steps in order of time; the owner takes them out."""
@@ -94,7 +98,9 @@ class StepAssembler:
                 request.finished_ns, request.finish_reason = now_ns, "engine_lost"
 
     def forget(self, request_id: str) -> None:
-        del self.requests[request_id]
+        """Nothing more is expected of a request."""
+        for number in self.requests.pop(request_id).samples:
+            del self._request_of[number]
 
     def _introduce(self, introductions: Iterable[Introduction]) -> None:
         for number, engine_request_id, prompt_tokens, arrival_ns in introductions:
@@ -104,8 +110,9 @@ class StepAssembler:
             self._request_of[number] = request_id
             request = self.requests.setdefault(
                 request_id,
-                RequestProgress(request_id, receipt_id_of(engine_request_id), prompt_tokens, arrival_ns),
+                RequestProgress(number, request_id, receipt_id_of(engine_request_id), prompt_tokens, arrival_ns),
             )
+            request.samples.add(number)
             request.open_samples.add(number)
             request.finished_ns = request.finish_reason = None
 
@@ -117,17 +124,18 @@ class StepAssembler:
         start_ns = max(dispatch.t_ns, self._last_done_ns)
         end_ns = max(done.t_ns, start_ns)
         scheduled = tuple(self._scheduled(row, accepted.get(row[0], 0), end_ns) for row in dispatch.rows)
-        self.steps.append(Step(done.step_id, self.engine, start_ns, end_ns, dispatch.padded_tokens, scheduled))
+        self.steps.append(Step(done.step_id, self.header.engine, start_ns, end_ns, dispatch.padded_tokens, scheduled))
         self._last_done_ns = end_ns
 
     def _scheduled(self, row: Row, accepted_tokens: int, done_ns: int) -> Scheduled:
         number, prefill, decode, cached, recomputed, draft, encoder, context, lora = row
         if number not in self._request_of:  # its introduction was lost: it is metered under its number
-            self._introduce([Introduction(number, f"{self.engine}#{number}", context + prefill, done_ns)])
+            self._introduce([Introduction(number, f"{self.header.engine}#{number}", context + prefill, done_ns)])
         request = self.requests[self._request_of[number]]
         request.cached_tokens += cached
         request.prefill_tokens += prefill
         request.decode_tokens += decode
+        request.last_done_ns = done_ns
         if request.first_token_ns is None and (decode or context + prefill >= request.prompt_tokens):
             request.first_token_ns = done_ns
         return Scheduled(
@@ -144,10 +152,10 @@ class StepAssembler:
         )
 
     def _finish(self, finish: Finish) -> None:
-        request_id = self._request_of.pop(finish.number, None)
-        request = self.requests.get(request_id) if request_id is not None else None
-        if request is None:
+        request_id = self._request_of.get(finish.number)
+        if request_id is None:  # its introduction was lost, and no step since has named it
             return
+        request = self.requests[request_id]
         request.open_samples.discard(finish.number)
         request.output_tokens += finish.output_tokens
         if not request.open_samples:

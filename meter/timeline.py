@@ -174,7 +174,16 @@ class Timeline:
 
     def _append(self, start: Edge, end: Edge, energy_j: float, cause: str | None) -> None:
         self._closed.append(
-            Interval(self.gpu_uuid, start.t_ns, end.t_ns, energy_j, start.half_width_ns, end.half_width_ns, cause)
+            Interval(
+                self.gpu_uuid,
+                start.t_ns,
+                end.t_ns,
+                energy_j,
+                start.half_width_ns,
+                end.half_width_ns,
+                cause,
+                end.energy_mj,
+            )
         )
         self._start = end
 

@@ -1,0 +1,448 @@
+"""The books of one engine: edges and steps come in, settled batches go out. Reads no clock and does no I/O, so a recording replays exactly.
+
+An interval between two edges is settled as soon as every step that touches it has ended. What is settled never changes.
+"""
+
+import math
+from bisect import bisect_left, bisect_right
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from etameter.attribution import BUBBLE_NS, Settlement, Share, attribute, foresee
+from etameter.costs import TERMS, CostFit, Costs, prior, work_of
+from etameter.ledger import RequestRow, Resume
+from etameter.records import (
+    Balance,
+    Edge,
+    Interval,
+    ReadFailure,
+    RequestEnergy,
+    RequestRecord,
+    Source,
+    Step,
+    weakest,
+)
+from etameter.roofline import QWEN3_8B, board_of, roofline_prior, shape_of
+from etameter.serving.ring import Record, RingHeader
+from etameter.steps import RequestProgress, StepAssembler
+from etameter.timeline import Timeline
+
+METHOD = "step-cost"
+READ_MARGIN_NS = 20_000_000
+"""A record is visible so soon after the instant it carries."""
+FIT_EVERY_INTERVALS = 20
+NO_COVARIANCE = np.zeros((len(TERMS), len(TERMS)))
+MAX_ANNOUNCED = 65_536
+UNLABELLED = "unlabelled"
+"""The arm of a request of which no middleware spoke."""
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A board, and how its counter is read."""
+
+    gpu_uuid: str
+    kind: str
+    source: Source
+    board_name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Increment:
+    """What one settled interval charged a request, and the tokens it paid for."""
+
+    request_id: str
+    arm: str
+    prompt_j: float
+    output_j: float
+    prompt_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    first_tokens: int
+    source: Source
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What is to be persisted at once."""
+
+    balances: list[tuple[Balance, Source]]
+    increments: list[list[Increment]]
+    """For each balance."""
+    rows: list[RequestRow]
+    resume: Resume
+
+
+@dataclass(slots=True)
+class _Account:
+    arm: str
+    shares: dict[str, Share] = field(default_factory=dict)
+    """By GPU, whose coefficients are fitted apart; what an earlier meter settled stands under ""."""
+
+
+class _Gpu:
+    def __init__(self, device: Device, last_edge: Edge | None, frontier_ns: int | None) -> None:
+        self.device = device
+        self.timeline = Timeline(device.gpu_uuid, last_edge=last_edge)
+        self.pending: deque[Interval] = deque()
+        self.frontier_ns = frontier_ns
+        self.settled_edge = last_edge
+        self.fit = CostFit(roofline_prior(board_of(device.board_name), QWEN3_8B))
+        self.unfitted = 0
+        self.conditions: tuple[object, ...] | None = None
+
+
+class Accounts:
+    """Settles the energy of `devices` on the requests of one engine."""
+
+    def __init__(self, devices: Sequence[Device], boot_id: str, resume: Resume | None = None) -> None:
+        """`resume` is of an earlier meter; it is of no use after a reboot, and is then ignored."""
+        self._boot_id = boot_id
+        self._resume = resume if resume is not None and resume.boot_id == boot_id else None
+        edges = {edge.gpu_uuid: edge for edge in self._resume.last_edges} if self._resume else {}
+        frontiers = self._resume.frontier_ns if self._resume else {}
+        self._gpus = {
+            device.gpu_uuid: _Gpu(device, edges.get(device.gpu_uuid), frontiers.get(device.gpu_uuid))
+            for device in devices
+        }
+        self._assembler: StepAssembler | None = None
+        self._steps: list[Step] = []
+        self._read_ns = 0
+        self._accounts: dict[str, _Account] = {}
+        self._arms: OrderedDict[str, str] = OrderedDict()
+        self._settled_before_ns = min(frontiers.values(), default=0)
+        self._inherited: dict[int, RequestRow] = {}
+        self._lost_rows: list[RequestRow] = []
+
+    @property
+    def devices(self) -> list[Device]:
+        return [gpu.device for gpu in self._gpus.values()]
+
+    @property
+    def source(self) -> Source:
+        """What a sum over the devices may claim."""
+        return weakest(frozenset(device.source for device in self.devices))
+
+    def costs(self) -> dict[str, Costs]:
+        """The fit in use, by GPU."""
+        return {uuid: gpu.fit.costs for uuid, gpu in self._gpus.items()}
+
+    def timelines(self) -> dict[str, Timeline]:
+        return {uuid: gpu.timeline for uuid, gpu in self._gpus.items()}
+
+    def inherit(self, rows: Iterable[RequestRow]) -> None:
+        """Requests that an earlier meter left open: their energy goes on from there."""
+        self._inherited = {row.number: row for row in rows}
+
+    def open_engine(self, header: RingHeader) -> None:
+        """A ring has appeared, or taken the place of an earlier one whose `close_engine` was called and whose steps are settled."""
+        if self._assembler is not None:
+            for request in self._assembler.requests.values():
+                self._lost_rows.append(self._close_account(self._assembler, request))
+        self._accounts.clear()
+        self._steps.clear()
+        self._assembler = StepAssembler(header)
+        if self._resume is None or self._resume.ring_created_ns != header.created_ns:
+            self._settled_before_ns = 0
+            self._lost_rows += [_lost(row, header.created_ns) for row in self._inherited.values()]
+            self._inherited.clear()
+        if header.gpu_uuids:
+            self._gpus = {uuid: gpu for uuid, gpu in self._gpus.items() if uuid in header.gpu_uuids}
+        for uuid, gpu in self._gpus.items():
+            if gpu.fit.costs.intervals == 0:
+                fitted = self._resume.coefficients.get(uuid) if self._resume else None
+                shape = shape_of({} if gpu.device.kind == "simulated" else header.details)
+                gpu.fit = CostFit(prior(*fitted) if fitted else roofline_prior(board_of(gpu.device.board_name), shape))
+
+    def close_engine(self, now_ns: int) -> None:
+        """The engine is gone: its requests are over."""
+        if self._assembler is not None:
+            self._assembler.abandon(now_ns)
+
+    def announce(self, receipt_id: str, arm: str) -> None:
+        """The middleware has seen a request. It may be refused before it reaches the engine: the oldest are forgotten."""
+        self._arms[receipt_id] = arm
+        if len(self._arms) > MAX_ANNOUNCED:
+            self._arms.popitem(last=False)
+
+    def found(self, items: Iterable[Edge | ReadFailure]) -> None:
+        """What the sampler found."""
+        for item in items:
+            gpu = self._gpus.get(item.gpu_uuid)
+            if gpu is not None:
+                gpu.timeline.add(item)
+
+    def conditions(self, gpu_uuid: str, conditions: tuple[object, ...]) -> None:
+        """Power cap, clocks, throttling as they are now: a change opens a new epoch of the fit."""
+        gpu = self._gpus.get(gpu_uuid)
+        if gpu is None:
+            return
+        if gpu.conditions not in (None, conditions):
+            gpu.fit.restart()
+        gpu.conditions = conditions
+
+    def steps(self, records: Iterable[Record], read_ns: int) -> None:
+        """What the ring held at `read_ns`."""
+        if self._assembler is None:
+            return
+        self._assembler.feed(records)
+        self._steps.extend(self._assembler.steps)
+        self._assembler.steps.clear()
+        self._read_ns = read_ns
+
+    def settle(self) -> Batch | None:
+        """Settle all that can be; None where there is nothing new."""
+        for gpu in self._gpus.values():
+            gpu.pending.extend(gpu.timeline.take())
+        if self._assembler is None:
+            return None
+        balances: list[tuple[Balance, Source]] = []
+        increments: list[list[Increment]] = []
+        for index, gpu in enumerate(self._gpus.values()):
+            for settlement in self._settle_gpu(self._assembler, gpu):
+                balances.append((settlement.balance, gpu.device.source))
+                increments.append(self._charge(self._assembler, gpu.device, settlement, counts_tokens=index == 0))
+        charged = {increment.request_id for interval in increments for increment in interval}
+        rows = [*self._lost_rows, *self._rows(self._assembler, charged)]
+        if not balances and not rows:
+            return None
+        self._lost_rows = []
+        self._prune(self._assembler)
+        return Batch(balances, increments, rows, self._where(self._assembler))
+
+    def rows_of(self, receipt_id: str) -> list[RequestRow]:
+        """The open requests of a response, with what the model foresees for the steps that are not settled yet."""
+        if self._assembler is None:
+            return []
+        requests = [request for request in self._assembler.requests.values() if request.receipt_id == receipt_id]
+        foreseen: dict[str, dict[str, Share]] = {}
+        for uuid, gpu in self._gpus.items():
+            since_ns = gpu.frontier_ns or 0
+            steps = self._steps[bisect_right(self._steps, since_ns, key=lambda step: step.done_ns) :]
+            if requests and steps:
+                foreseen[uuid] = foresee(work_of(steps), gpu.fit.costs, since_ns)
+        return [self._row(self._assembler, request, settled=False, foreseen=foreseen) for request in requests]
+
+    def _settle_gpu(self, assembler: StepAssembler, gpu: _Gpu) -> list[Settlement]:
+        settled = []
+        while gpu.pending:
+            interval = gpu.pending[0]
+            lag_ns = gpu.fit.costs.lag_ns
+            start_ns = interval.start_ns - lag_ns if gpu.frontier_ns is None else gpu.frontier_ns
+            end_ns = interval.end_ns - lag_ns
+            if end_ns <= start_ns:  # another lag was learned: this interval is settled with the next one
+                if len(gpu.pending) < 2:
+                    break
+                gpu.pending.popleft()
+                gpu.pending[0] = _joined(interval, gpu.pending[0])
+                continue
+            if not self._all_known_until(assembler, end_ns + BUBBLE_NS):
+                break
+            gpu.pending.popleft()
+            settled.append(self._attribute(assembler, gpu, interval, start_ns, end_ns))
+            gpu.frontier_ns = end_ns
+            gpu.settled_edge = Edge(interval.gpu_uuid, interval.end_ns, interval.end_half_width_ns, interval.end_mj)
+        return settled
+
+    def _all_known_until(self, assembler: StepAssembler, t_ns: int) -> bool:
+        in_flight_ns = assembler.oldest_in_flight_ns
+        return self._read_ns - READ_MARGIN_NS >= t_ns and (in_flight_ns is None or in_flight_ns > t_ns)
+
+    def _attribute(
+        self, assembler: StepAssembler, gpu: _Gpu, interval: Interval, start_ns: int, end_ns: int
+    ) -> Settlement:
+        first = bisect_right(self._steps, start_ns - BUBBLE_NS, key=lambda step: step.done_ns)
+        last = bisect_left(self._steps, end_ns + BUBBLE_NS, key=lambda step: step.dispatch_ns)
+        steps = self._steps[first:last]
+        work = work_of(steps)
+        started_ns = assembler.header.created_ns
+        settlement = attribute(interval, start_ns, end_ns, work, gpu.fit.costs, started_ns, assembler.missing)
+        ended = [step for step in steps if start_ns < step.done_ns <= end_ns]
+        gpu.fit.add_steps(work_of(ended))
+        balance = settlement.balance
+        if not balance.unattributed_j_by_cause and start_ns >= started_ns:
+            gpu.fit.add_interval(interval)
+            gpu.unfitted += 1
+            if gpu.unfitted >= FIT_EVERY_INTERVALS:
+                gpu.unfitted = 0
+                gpu.fit.fit()
+        return settlement
+
+    def _charge(
+        self, assembler: StepAssembler, device: Device, settlement: Settlement, *, counts_tokens: bool
+    ) -> list[Increment]:
+        """Book the shares, and say what they paid for."""
+        tokens: dict[str, list[int]] = {request_id: [0, 0, 0, 0] for request_id in settlement.shares}
+        if counts_tokens:
+            self._count_tokens(assembler, settlement.balance, tokens)
+        increments = []
+        for request_id, (prompt, cached, output, first) in tokens.items():
+            account = self._account(assembler.requests[request_id])
+            share = settlement.shares.get(request_id, Share())
+            account.shares.setdefault(device.gpu_uuid, Share()).add(share)
+            increments.append(
+                Increment(
+                    request_id,
+                    account.arm,
+                    share.prompt_j,
+                    share.output_j,
+                    prompt,
+                    cached,
+                    output,
+                    first,
+                    device.source,
+                )
+            )
+        return increments
+
+    def _count_tokens(self, assembler: StepAssembler, balance: Balance, tokens: dict[str, list[int]]) -> None:
+        first = bisect_right(self._steps, balance.start_ns, key=lambda step: step.done_ns)
+        for step in self._steps[first:]:
+            if step.done_ns > balance.end_ns:
+                break
+            for row in step.scheduled:
+                counts = tokens.setdefault(row.request_id, [0, 0, 0, 0])
+                request = assembler.requests[row.request_id]
+                computed = row.context_tokens + row.prefill_tokens
+                ends_prefill = bool(row.prefill_tokens) and not row.decode_tokens and computed >= request.prompt_tokens
+                counts[0] += row.prefill_tokens
+                counts[1] += row.cached_tokens
+                counts[2] += row.decode_tokens + row.accepted_tokens + ends_prefill
+                counts[3] += ends_prefill
+
+    def _account(self, request: RequestProgress) -> _Account:
+        account = self._accounts.get(request.request_id)
+        if account is not None:
+            return account
+        account = _Account(self._arms.get(request.receipt_id or "", UNLABELLED))
+        self._accounts[request.request_id] = account
+        inherited = self._inherited.pop(request.number, None)
+        if inherited is not None:
+            energy = inherited.energy
+            account.arm = inherited.record.arm if account.arm == UNLABELLED else account.arm
+            account.shares[""] = Share(
+                energy.prompt_j,
+                energy.output_j,
+                energy.marginal_j,
+                energy.recomputed_j,
+                energy.draft_waste_j,
+                energy.avoided_j,
+                (energy.error_j / 1.96) ** 2,
+            )
+        return account
+
+    def _rows(self, assembler: StepAssembler, charged: set[str]) -> list[RequestRow]:
+        """Rows of requests that were charged or have come to their end, which are then forgotten."""
+        frontier_ns = min(gpu.frontier_ns or 0 for gpu in self._gpus.values())
+        rows = []
+        for request in list(assembler.requests.values()):
+            end_ns = None if request.finished_ns is None else max(request.finished_ns, request.last_done_ns)
+            if end_ns is not None and end_ns <= frontier_ns:
+                if end_ns > self._settled_before_ns or request.number in self._inherited:
+                    rows.append(self._close_account(assembler, request))
+                assembler.forget(request.request_id)
+            elif request.request_id in charged:
+                rows.append(self._row(assembler, request, settled=False))
+        return rows
+
+    def _close_account(self, assembler: StepAssembler, request: RequestProgress) -> RequestRow:
+        row = self._row(assembler, request, settled=True)
+        self._accounts.pop(request.request_id, None)
+        self._arms.pop(request.receipt_id or "", None)
+        return row
+
+    def _row(
+        self,
+        assembler: StepAssembler,
+        request: RequestProgress,
+        *,
+        settled: bool,
+        foreseen: Mapping[str, Mapping[str, Share]] | None = None,
+    ) -> RequestRow:
+        header, account = assembler.header, self._account(request)
+        coming = {uuid: shares.get(request.request_id) for uuid, shares in (foreseen or {}).items()}
+        total, variance_j2 = Share(), 0.0
+        for uuid in {*account.shares, *coming}:
+            gpu_total = Share()
+            for share in (account.shares.get(uuid), coming.get(uuid)):
+                if share is not None:
+                    gpu_total.add(share)
+            total.add(gpu_total)
+            gpu = self._gpus.get(uuid)
+            covariance = NO_COVARIANCE if gpu is None else gpu.fit.costs.covariance
+            variance_j2 += (gpu_total.error_j(covariance) / 1.96) ** 2
+        energy = RequestEnergy(
+            request.request_id,
+            total.prompt_j,
+            total.output_j,
+            total.marginal_j,
+            total.recomputed_j,
+            total.draft_waste_j,
+            total.avoided_j,
+            1.96 * math.sqrt(variance_j2),
+            settled,
+            METHOD,
+            self.source,
+        )
+        record = RequestRecord(
+            request.request_id,
+            request.receipt_id,
+            header.model,
+            account.arm,
+            request.arrival_ns,
+            request.first_token_ns,
+            request.finished_ns,
+            request.prompt_tokens,
+            request.cached_tokens,
+            request.output_tokens,
+            request.finish_reason,
+        )
+        return RequestRow(
+            header.engine,
+            header.created_ns,
+            request.number,
+            record,
+            energy,
+            request.prefill_tokens,
+            request.decode_tokens,
+        )
+
+    def _prune(self, assembler: StepAssembler) -> None:
+        """Drop what every GPU has settled, but for the neighbours that a gap after it needs."""
+        frontiers = [gpu.frontier_ns for gpu in self._gpus.values() if gpu.frontier_ns is not None]
+        if len(frontiers) < len(self._gpus):
+            return
+        horizon_ns = min(frontiers) - 2 * BUBBLE_NS
+        del self._steps[: bisect_right(self._steps, horizon_ns, key=lambda step: step.done_ns)]
+        assembler.missing[:] = [span for span in assembler.missing if span.end_ns > horizon_ns]
+
+    def _where(self, assembler: StepAssembler) -> Resume:
+        return Resume(
+            boot_id=self._boot_id,
+            ring_created_ns=assembler.header.created_ns,
+            frontier_ns={uuid: gpu.frontier_ns for uuid, gpu in self._gpus.items() if gpu.frontier_ns is not None},
+            last_edges=tuple(gpu.settled_edge for gpu in self._gpus.values() if gpu.settled_edge is not None),
+            coefficients={
+                uuid: (costs.energy.tolist(), costs.time_s.tolist())
+                for uuid, costs in self.costs().items()
+                if costs.intervals
+            },
+        )
+
+
+def _lost(row: RequestRow, now_ns: int) -> RequestRow:
+    record = replace(row.record, finished_ns=now_ns, finish_reason="engine_lost")
+    return replace(row, record=record, energy=replace(row.energy, settled=True))
+
+
+def _joined(first: Interval, second: Interval) -> Interval:
+    return replace(
+        second,
+        start_ns=first.start_ns,
+        start_half_width_ns=first.start_half_width_ns,
+        energy_j=first.energy_j + second.energy_j,
+        cause=first.cause or second.cause,
+    )
