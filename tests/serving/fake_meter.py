@@ -24,16 +24,16 @@ class FakeMeter:
         self.reason = reason
         self.messages: list[dict[str, Any]] = []
         self._heard = threading.Condition()
-        self._gone = threading.Event()
-        self._connections: list[Any] = []
 
     def __enter__(self) -> Self:
         meter = self
         self.path.unlink(missing_ok=True)
+        self.connections: list[socket.socket] = []
+        self._gone = threading.Event()
 
         class Connection(socketserver.StreamRequestHandler):
             def handle(self) -> None:
-                meter._connections.append(self.connection)
+                meter.connections.append(self.connection)
                 if meter.deaf:
                     meter._gone.wait()
                     return
@@ -63,7 +63,7 @@ class FakeMeter:
         self._gone.set()
         self._server.shutdown()
         self._server.server_close()
-        for connection in self._connections:
+        for connection in self.connections:
             with contextlib.suppress(OSError):  # its client was quicker
                 connection.shutdown(socket.SHUT_RDWR)
         self.path.unlink(missing_ok=True)
