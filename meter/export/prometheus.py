@@ -48,7 +48,7 @@ LABELS: Mapping[str, str] = {
     "engine": "Name of the inference engine.",
     "finish_reason": ", ".join(f"`{reason}`" for reason in sorted(FINISH_REASONS)) + f"; else `{OTHER}`.",
     "gpu_uuid": "The device, as its driver names it; `RAPL-package-0` for a CPU package.",
-    "kind": "`prompt`: computed in prefill; `cached`: taken from the prefix cache instead; `output`: generated.",
+    "kind": "`prompt`: computed in prefill, again after a preemption; `cached`: taken from the prefix cache instead; `output`: generated.",
     "model_name": f"The served model; else `{OTHER}`.",
     "phase": "`prompt`: steps that prefilled the request; `output`: steps that decoded it.",
     "source": "`measured`; `estimated` from power; `shared` with neighbours on the board; `simulated`. Keep it in every `by()`.",
