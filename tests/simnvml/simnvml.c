@@ -165,7 +165,7 @@ static uint64_t energy_mj(const gpu_t *gpu, uint64_t t) {
     uint64_t reset = reset_ns(gpu, published_ns(sensor, update));
     double forgotten_pj = reset > 0 ? seen_pj(gpu, update_at(sensor, reset)) : 0.0;
     double pj = seen_pj(gpu, update) - forgotten_pj;
-    double mj = pj * 1e-9 * sensor->gain + (double)sensor->noise * draw(sensor, update, 1);
+    double mj = pj / 1e9 * sensor->gain + (double)sensor->noise * draw(sensor, update, 1);
     return quantised(sensor, (reset > 0 ? 0.0 : (double)gpu->base_mj) + mj);
 }
 
