@@ -74,6 +74,7 @@ class Batch:
     """For each balance."""
     rows: list[RequestRow]
     resume: Resume
+    model: str
 
 
 @dataclass(slots=True)
@@ -132,6 +133,11 @@ class Accounts:
 
     def timelines(self) -> dict[str, Timeline]:
         return {uuid: gpu.timeline for uuid, gpu in self._gpus.items()}
+
+    @property
+    def settled_until_ns(self) -> int:
+        """Up to when all devices are settled; 0 before the first interval."""
+        return min(gpu.frontier_ns or 0 for gpu in self._gpus.values())
 
     def inherit(self, rows: Iterable[RequestRow]) -> None:
         """Requests that an earlier meter left open: their energy goes on from there."""
@@ -211,7 +217,7 @@ class Accounts:
             return None
         self._lost_rows = []
         self._prune(self._assembler)
-        return Batch(balances, increments, rows, self._where(self._assembler))
+        return Batch(balances, increments, rows, self._where(self._assembler), self._assembler.header.model)
 
     def rows_of(self, receipt_id: str) -> list[RequestRow]:
         """The open requests of a response, with what the model foresees for the steps that are not settled yet."""
@@ -336,7 +342,7 @@ class Accounts:
 
     def _rows(self, assembler: StepAssembler, charged: set[str]) -> list[RequestRow]:
         """Rows of requests that were charged or have come to their end, which are then forgotten."""
-        frontier_ns = min(gpu.frontier_ns or 0 for gpu in self._gpus.values())
+        frontier_ns = self.settled_until_ns
         rows = []
         for request in list(assembler.requests.values()):
             end_ns = None if request.finished_ns is None else max(request.finished_ns, request.last_done_ns)

@@ -102,10 +102,8 @@ def serve(
 @app.command()
 def meter(
     ring: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="FILE", help="Ring of an engine; may be given several times. By default that of [serve] engine."
-        ),
+        Path | None,
+        typer.Option(metavar="FILE", help="Ring of the engine. By default that of [serve] engine."),
     ] = None,
     ledger: Annotated[Path | None, typer.Option(metavar="FILE", help="File of the durable ledger.")] = None,
     board: Annotated[
@@ -125,7 +123,7 @@ def meter(
     loaded = config.load(
         config_file, {"meter": {"host": host, "port": port, "ledger": ledger, "simulate_gpu": simulate_gpu}}
     )
-    daemon.run(loaded, rings=tuple(ring or ()), board=board, socket=socket or config.socket_path())
+    daemon.run(loaded, ring or config.ring_path(loaded.serve.engine), board, socket or config.socket_path())
 
 
 @app.command()

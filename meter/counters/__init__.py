@@ -23,6 +23,10 @@ class Counter(Protocol):
         """Names the device on this machine, e.g. ``GPU-…`` or ``RAPL-package-0``."""
 
     @property
+    def board_name(self) -> str:
+        """What the device calls itself, e.g. ``NVIDIA H100 80GB HBM3``: the first guess of its costs goes by it."""
+
+    @property
     def scope(self) -> Scope: ...
 
     @property

@@ -82,6 +82,7 @@ class NvmlCounter:
         try:
             self.source: Source = "simulated" if _driver_version().endswith(SIMULATED_DRIVER) else "measured"
             self._refuse_mig()
+            self.board_name = str(self._ask_if_supported(pynvml.nvmlDeviceGetName) or "unknown")
             self.read_mj()
         except CounterError:
             self.close()

@@ -19,6 +19,7 @@ class RaplCounter:
 
     scope: Scope = "package"
     kind: Kind = "rapl"
+    board_name = "RAPL"
     source: Source = "measured"
 
     def __init__(self, domain: Path) -> None:

@@ -1,0 +1,379 @@
+"""The meter process: counter and ring in, ledger, receipts and metrics out."""
+
+import asyncio
+import fcntl
+import logging
+import os
+import signal
+import sqlite3
+import sys
+import time
+from collections import OrderedDict, deque
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO
+
+from aiohttp import web
+
+from etameter import config
+from etameter.accounts import Accounts, Batch, Device
+from etameter.costs import TERMS
+from etameter.counters import Counter, nvml, rapl
+from etameter.counters.simulated import SimulatedCounter
+from etameter.errors import CounterError, EngineError, MeterBusy
+from etameter.export.prometheus import Metrics
+from etameter.export.receipts import UNKNOWN_REQUEST, energy_object, is_receipt_id
+from etameter.export.socket import Answer, MiddlewareSocket
+from etameter.ledger import Ledger, Resume
+from etameter.sampler import Sampler
+from etameter.serving.ring import RingReader, boot_id
+
+logger = logging.getLogger("etameter")
+
+TICK_S = 0.05
+SLOW_TICKS = 20
+"""Health of sampler, ring and fit is looked at once in so many ticks."""
+BOARD_WAIT_S = 10.0
+ENGINE_CHANGE_WAIT_NS = 3_000_000_000
+"""A new engine's steps are read when the old one's energy is settled, or after this long."""
+UNWRITTEN_LIMIT = 36_000
+PUBLIC_IDS = 65_536
+
+
+def run(settings: config.Config, ring: Path, board: Path | None, socket: Path) -> None:
+    """Run the meter of one engine until SIGTERM or SIGINT.
+
+    Raises:
+        EtameterError: no counter, no socket, no port, no ledger.
+    """
+    logging.basicConfig(level=logging.INFO, format="etameter: %(message)s", stream=sys.stderr)
+    asyncio.run(_run(settings, ring, board, socket))
+
+
+async def _run(settings: config.Config, ring: Path, board: Path | None, socket: Path) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    lock = hold_lock(socket.with_suffix(".lock"))
+    simulated = settings.meter.simulate_gpu is not None
+    counters = await open_counters(board or config.board_path(settings.serve.engine) if simulated else None)
+    try:
+        meter = Meter(settings, ring, socket, counters)
+        await meter.run(stop)
+    finally:
+        for counter in counters:
+            counter.close()
+        lock.close()
+
+
+def hold_lock(path: Path) -> IO[str]:
+    """Hold the run directory's lock while the returned file is open. Raises MeterBusy where another meter has it."""
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        file = path.open("a+")
+    except OSError as error:
+        raise MeterBusy(
+            f"{path} can't be made ({error.strerror})", "set ETAMETER_RUN to a directory that you own"
+        ) from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read().strip() or "unknown"
+        file.close()
+        raise MeterBusy(
+            f"another meter (pid {holder}) runs on {path.with_suffix('.sock')}",
+            "stop it, or set ETAMETER_RUN to another directory",
+        ) from None
+    file.seek(0)
+    file.truncate()
+    file.write(str(os.getpid()))
+    file.flush()
+    return file
+
+
+async def open_counters(board: Path | None) -> Sequence[Counter]:
+    """The counters of this machine: the simulated board that publishes at `board`, else NVML, else (where no NVML library exists) RAPL.
+
+    Raises:
+        CounterError: none, or one that fails. A library that is there and fails is never passed over.
+    """
+    if board is not None:
+        return [await _board(board)]
+    try:
+        return nvml.discover()
+    except CounterError as error:
+        if error.cause != "library_missing":
+            raise
+        packages = rapl.discover()
+        if packages:
+            return packages
+        raise
+
+
+async def _board(path: Path) -> SimulatedCounter:
+    """The board's process starts beside this one: its file may take a moment."""
+    deadline_s = time.monotonic() + BOARD_WAIT_S
+    while True:
+        try:
+            return SimulatedCounter(path)
+        except CounterError:
+            if time.monotonic() > deadline_s:
+                raise
+        await asyncio.sleep(TICK_S)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process of this number exists."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+class Meter:
+    """Wires the parts together; everything but the sampler runs on one event loop."""
+
+    def __init__(self, settings: config.Config, ring: Path, socket: Path, counters: Sequence[Counter]) -> None:
+        self._settings = settings
+        self._ring_path = ring
+        self._counters = counters
+        self._kind = counters[0].kind
+        self._ledger = Ledger(settings.ledger)
+        self._metrics = Metrics(models=(), arms=(*settings.arms, "unlabelled"))
+        self._sampler = Sampler(counters, period_ns=int(settings.meter.poll_ms * 1e6))
+        self._socket = MiddlewareSocket(socket, announce=self._announce, publish=self._publish, answer=self._figure)
+        self._reader: RingReader | None = None
+        self._ignored_inode: int | None = None
+        self._engine_lost_ns: int | None = None
+        self._boot_id = boot_id()
+        self._accounts = self._open_accounts()
+        self._public_ids: OrderedDict[str, str] = OrderedDict()
+        self._unwritten: deque[Batch] = deque()
+        self._started_ns = time.monotonic_ns()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Until `stop` is set; what is settled by then is written."""
+        await self._socket.start()
+        runner = web.AppRunner(self._application(), access_log=None)
+        await runner.setup()
+        host, port = self._settings.meter.host, self._settings.meter.port
+        try:
+            try:
+                await web.TCPSite(runner, host, port).start()
+            except OSError as error:
+                raise MeterBusy(
+                    f"port {port} of {host} is not free ({error.strerror})", "name another with --port"
+                ) from error
+            self._sampler.start()
+            logger.info(
+                "metering %s: counter=%s source=%s; http://%s:%d/metrics; ledger %s",
+                ", ".join(counter.gpu_uuid for counter in self._counters),
+                self._kind,
+                self._accounts.source,
+                host,
+                port,
+                self._ledger.path,
+            )
+            tick = 0
+            while not stop.is_set():
+                self._advance()
+                if tick % SLOW_TICKS == 0:
+                    self._look_after()
+                tick += 1
+                try:
+                    await asyncio.wait_for(stop.wait(), TICK_S)
+                except TimeoutError:
+                    continue
+        finally:
+            self._sampler.stop()
+            await runner.cleanup()
+            await self._socket.stop()
+            self._ledger.close()
+
+    def _open_accounts(self) -> Accounts:
+        devices = [Device(each.gpu_uuid, each.kind, each.source, each.board_name) for each in self._counters]
+        accounts = Accounts(devices, self._boot_id, self._resumable())
+        accounts.inherit(self._ledger.open_requests(self._boot_id))
+        for counter in self._counters:
+            accounts.timelines()[counter.gpu_uuid].power_limit_w = counter.power_limit_w()
+        return accounts
+
+    def _resumable(self) -> Resume | None:
+        """Where the last meter stopped, if the engine that it metered still runs."""
+        resume = self._ledger.resume()
+        if resume is None or resume.boot_id != self._boot_id:
+            return None
+        try:
+            header = RingReader(self._ring_path).header
+        except (FileNotFoundError, EngineError):
+            return None
+        return resume if header.created_ns == resume.ring_created_ns and alive(header.pid) else None
+
+    def _advance(self) -> None:
+        """Take in what is new, settle what can be, write it down."""
+        self._read_ring()
+        found = self._sampler.drain()
+        self._accounts.found(found)
+        self._metrics.found(found)
+        batch = self._accounts.settle()
+        if batch is not None:
+            self._unwritten.append(batch)
+        while self._unwritten and self._write(self._unwritten[0]):
+            self._unwritten.popleft()
+        if len(self._unwritten) > UNWRITTEN_LIMIT:
+            raise EngineError(
+                f"the ledger {self._ledger.path} could not be written for too long", "make room on its disk"
+            )
+
+    def _read_ring(self) -> None:
+        now_ns = time.monotonic_ns()
+        if self._reader is None:
+            self._open_ring()
+        if self._reader is None:
+            return
+        try:
+            self._accounts.steps(self._reader.poll(), now_ns)
+        except ValueError as error:  # a writer that is not ours has put nonsense into the ring
+            logger.warning("the ring %s can't be understood: %s", self._ring_path, error)
+            self._lose_engine(now_ns)
+        if self._reader.replaced() or not alive(self._reader.header.pid):
+            self._lose_engine(now_ns)
+        if self._engine_lost_ns is not None and self._reader.replaced():
+            settled = self._accounts.settled_until_ns >= self._engine_lost_ns
+            if settled or now_ns - self._engine_lost_ns > ENGINE_CHANGE_WAIT_NS:
+                self._reader.close()
+                self._reader = None
+
+    def _open_ring(self) -> None:
+        """Open the ring if a living engine has one; what a dead one left is no engine."""
+        try:
+            reader = RingReader(self._ring_path)
+        except FileNotFoundError:
+            return
+        except EngineError as error:
+            logger.warning("%s", error)
+            return
+        if reader.inode == self._ignored_inode or not alive(reader.header.pid):
+            self._ignored_inode = reader.inode
+            reader.close()
+            return
+        self._reader, self._engine_lost_ns = reader, None
+        self._metrics.know_model(reader.header.model)
+        self._accounts.open_engine(reader.header)
+        logger.info("engine %s serves %s", reader.header.engine, reader.header.model)
+
+    def _lose_engine(self, now_ns: int) -> None:
+        if self._engine_lost_ns is None:
+            self._engine_lost_ns = now_ns
+            self._accounts.close_engine(now_ns)
+            logger.warning("the engine is gone; waiting for the next one")
+
+    def _write(self, batch: Batch) -> bool:
+        try:
+            self._ledger.settle(batch.balances, batch.rows, batch.resume, time.time())
+        except sqlite3.Error as error:
+            logger.warning("the ledger can't be written, %d batches wait: %s", len(self._unwritten), error)
+            return False
+        with self._metrics.together:
+            for (balance, source), increments in zip(batch.balances, batch.increments, strict=True):
+                self._metrics.settle(balance, source)
+                for each in increments:
+                    self._metrics.request_increment(
+                        batch.model,
+                        each.arm,
+                        prompt_j=each.prompt_j,
+                        output_j=each.output_j,
+                        prompt_tokens=each.prompt_tokens,
+                        cached_tokens=each.cached_tokens,
+                        output_tokens=each.output_tokens,
+                        first_tokens=each.first_tokens,
+                        source=each.source,
+                    )
+            for row in batch.rows:
+                if row.energy.settled:
+                    public_id = self._public_ids.pop(row.record.receipt_id or "", None)
+                    self._metrics.finished(row.record, row.energy, public_id)
+        return True
+
+    def _look_after(self) -> None:
+        sampler = self._sampler
+        self._metrics.sampler(
+            polls=sampler.polls,
+            missed_polls=sampler.missed_polls,
+            lateness_ns=sampler.lateness_ns,
+            dropped=sampler.dropped,
+        )
+        self._metrics.socket(dropped=self._socket.dropped)
+        for uuid, timeline in self._accounts.timelines().items():
+            self._metrics.counter(uuid, resets=timeline.resets, period_ns=timeline.period_ns)
+        for uuid, costs in self._accounts.costs().items():
+            if costs.intervals:
+                self._metrics.coefficients(uuid, dict(zip(TERMS, costs.energy.tolist(), strict=True)))
+        if self._reader is not None:
+            self._metrics.ring(
+                self._reader.header.engine,
+                lost_records=self._reader.lost_records,
+                torn_records=self._reader.torn_records,
+            )
+
+    def _announce(self, receipt_id: str, arm: str) -> None:
+        self._accounts.announce(receipt_id, arm)
+
+    def _publish(self, receipt_id: str, public_id: str) -> None:
+        self._public_ids[receipt_id] = public_id
+        if len(self._public_ids) > PUBLIC_IDS:
+            self._public_ids.popitem(last=False)
+
+    def _figure(self, receipt_id: str) -> Answer:
+        """The energy of a response up to now, settled or not."""
+        self._advance()
+        rows = {row.number: row for row in self._ledger.receipt(receipt_id)}
+        rows |= {row.number: row for row in self._accounts.rows_of(receipt_id)}
+        if not rows:
+            return None, UNKNOWN_REQUEST
+        return energy_object(list(rows.values()), self._kind), None
+
+    def _application(self) -> web.Application:
+        application = web.Application()
+        application.add_routes(
+            [
+                web.get("/", self._index),
+                web.get("/health", self._health),
+                web.get("/metrics", self._exposition),
+                web.get("/energy/{receipt_id}", self._receipt),
+            ]
+        )
+        return application
+
+    async def _index(self, _: web.Request) -> web.Response:
+        lines = ["etameter", "", "/metrics", "/energy/{receipt_id}", "/health", ""]
+        return web.Response(text="\n".join(lines))
+
+    async def _health(self, _: web.Request) -> web.Response:
+        """200 while the sampler runs: what is not known yet is null."""
+        header = self._reader.header if self._reader is not None else None
+        about = {
+            "status": "ok" if self._sampler.running else "sampler stopped",
+            "source": self._accounts.source,
+            "counter": self._kind,
+            "engine": header.engine if header else None,
+            "model": header.model if header else None,
+            "devices": [asdict(device) for device in self._accounts.devices],
+            "uptime_s": (time.monotonic_ns() - self._started_ns) * 1e-9,
+        }
+        return web.json_response(about, status=200 if self._sampler.running else 503)
+
+    async def _exposition(self, request: web.Request) -> web.Response:
+        body, content_type = self._metrics.render(request.headers.get("Accept"))
+        return web.Response(body=body, headers={"Content-Type": content_type})
+
+    async def _receipt(self, request: web.Request) -> web.Response:
+        receipt_id = request.match_info["receipt_id"]
+        energy, reason = self._figure(receipt_id) if is_receipt_id(receipt_id) else (None, "no_such_receipt")
+        return web.json_response({"energy": energy, "reason": reason}, status=200 if energy is not None else 404)

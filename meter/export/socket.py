@@ -1,0 +1,123 @@
+"""The meter's end of the middleware's socket: newline-delimited JSON over a Unix socket, for processes of the same user (or root) only."""
+
+import asyncio
+import json
+import logging
+import os
+import socket
+import stat
+import struct
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from etameter.errors import MeterBusy
+from etameter.export.receipts import is_receipt_id
+
+logger = logging.getLogger("etameter")
+
+LINE_LIMIT_BYTES = 1 << 16
+UNREAD_LIMIT_BYTES = 1 << 20
+"""A peer that leaves more answers unread gets no further ones."""
+
+Answer = tuple[Mapping[str, object] | None, str | None]
+"""The figure, or the reason why there is none."""
+
+
+class MiddlewareSocket:
+    """Listens on `path`. `announce(receipt_id, arm)` and `publish(receipt_id, public_id)` are told of requests, `answer` is asked."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        announce: Callable[[str, str], None],
+        publish: Callable[[str, str], None],
+        answer: Callable[[str], Answer],
+    ) -> None:
+        self._path = path
+        self._announce = announce
+        self._publish = publish
+        self._answer = answer
+        self._server: asyncio.Server | None = None
+        self._writers: set[asyncio.StreamWriter] = set()
+        self.dropped = 0
+        """Messages that could not be read, and answers that nobody took."""
+
+    async def start(self) -> None:
+        """Raises MeterBusy where the socket can't be made. The caller holds the run directory's lock: what lies there is stale."""
+        try:
+            if self._path.exists() and stat.S_ISSOCK(self._path.stat().st_mode):
+                self._path.unlink()
+            mask = os.umask(0o177)
+            try:
+                self._server = await asyncio.start_unix_server(self._serve, self._path, limit=LINE_LIMIT_BYTES)
+            finally:
+                os.umask(mask)
+        except OSError as error:
+            raise MeterBusy(
+                f"the socket {self._path} can't be made ({error.strerror or error})",
+                "set ETAMETER_RUN to a directory that you own",
+            ) from error
+
+    async def stop(self) -> None:
+        if self._server is not None:
+            self._server.close()
+            for writer in list(self._writers):
+                writer.transport.abort()
+            await self._server.wait_closed()
+            self._path.unlink(missing_ok=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if not _same_user(writer.get_extra_info("socket")):
+            writer.transport.abort()
+            return
+        self._writers.add(writer)
+        try:
+            while line := await reader.readline():
+                self._take(line, writer)
+        except (ConnectionError, ValueError) as error:  # ValueError: a line over the limit
+            self.dropped += 1
+            logger.warning("a server's connection ended: %s", error)
+        finally:
+            self._writers.discard(writer)
+            writer.transport.abort()
+
+    def _take(self, line: bytes, writer: asyncio.StreamWriter) -> None:
+        message = _parsed(line)
+        if message is None:
+            self.dropped += 1
+            return
+        receipt_id, kind = message["receipt_id"], message.get("type")
+        if kind == "open":
+            self._announce(receipt_id, str(message.get("arm")))
+        elif kind in {"ask", "receipt"}:
+            if isinstance(message.get("public_id"), str):
+                self._publish(receipt_id, message["public_id"])
+            energy, reason = self._answer(receipt_id)
+            answer = {
+                "type": "energy" if kind == "ask" else "receipt",
+                "receipt_id": receipt_id,
+                "energy": energy,
+                "reason": reason,
+            }
+            if writer.transport.get_write_buffer_size() > UNREAD_LIMIT_BYTES:
+                self.dropped += 1
+            else:
+                writer.write(json.dumps(answer, separators=(",", ":")).encode() + b"\n")
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    """The message of a line, if it is one that names a receipt."""
+    try:
+        message = json.loads(line)
+    except ValueError:
+        return None
+    valid = isinstance(message, dict) and isinstance(message.get("receipt_id"), str)
+    return message if valid and is_receipt_id(message["receipt_id"]) else None
+
+
+def _same_user(peer: socket.socket) -> bool:
+    credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    _, uid, _ = struct.unpack("3i", credentials)
+    return uid in {0, os.getuid()}
