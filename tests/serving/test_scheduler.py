@@ -1,0 +1,249 @@
+"""Real engines in this process, one for each way of scheduling: what the ring says against what the engine returns and counts."""
+
+import contextlib
+import gc
+import itertools
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from etameter.serving.ring import Dispatch, Done, RingReader
+from tests.serving.real_server import ENVIRONMENT
+from tests.serving.ring_log import Account, RingLog
+
+pytestmark = [pytest.mark.engine, pytest.mark.filterwarnings("default")]  # vLLM's and torch's warnings are theirs
+
+STORY = "Once upon a time there was a little engine that could. "
+
+
+class Engine:
+    """vLLM, its metered scheduler and the ring."""
+
+    def __init__(self, llm: Any, ring_path: Path) -> None:
+        self.llm = llm
+        self.ring_path = ring_path
+        self.log = RingLog(ring_path)
+        self._seen = 0
+
+    @property
+    def scheduler(self) -> Any:
+        return self.llm.llm_engine.engine_core.engine_core.scheduler
+
+    def generate(self, prompts: list[str], **sampling: Any) -> list[tuple[Any, Account]]:
+        """What each prompt gave, with what the ring says of it."""
+        from vllm import SamplingParams
+
+        outputs = self.llm.generate(prompts, SamplingParams(temperature=0, **sampling), use_tqdm=False)
+        self.drain()
+        accounts = self.log.accounts()[self._seen :]
+        self._seen += len(accounts)
+        return list(zip(outputs, accounts, strict=True))
+
+    def drain(self) -> None:
+        """Let the engine process what is still in flight when its last request has ended."""
+        core = self.llm.llm_engine.engine_core.engine_core
+        while core.batch_queue:
+            core.step_with_batch_queue()
+
+    def counted(self, name: str) -> int:
+        return sum(metric.value for metric in self.llm.get_metrics() if metric.name == f"vllm:{name}")
+
+
+@contextlib.contextmanager
+def engine(model: Path, directory: Path, **options: Any) -> Iterator[Engine]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {**ENVIRONMENT, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}.items():
+            patch.setenv(name, value)
+        patch.setenv("ETAMETER_RING_DIR", str(directory))
+        patch.setenv("ETAMETER_ENGINE", "test")
+        from vllm import LLM
+        from vllm.platforms import current_platform
+
+        if options.get("async_scheduling"):  # off on CPU: forced here, to run what GPUs run
+            check = type(current_platform).check_and_update_config
+
+            def check_and_stay_asynchronous(vllm_config: Any) -> None:
+                check(vllm_config)
+                vllm_config.scheduler_config.async_scheduling = True
+
+            patch.setattr(type(current_platform), "check_and_update_config", staticmethod(check_and_stay_asynchronous))
+        llm = LLM(
+            str(model),
+            dtype="bfloat16",
+            max_model_len=512,
+            enforce_eager=True,
+            disable_log_stats=False,
+            scheduler_cls="etameter.serving.scheduler.metered_scheduler",
+            **options,
+        )
+        try:
+            yield Engine(llm, directory / "etameter-test.ring")
+        finally:
+            llm.llm_engine.engine_core.shutdown()
+            del llm
+            gc.collect()
+
+
+@pytest.fixture
+def warned() -> Iterator[list[str]]:
+    """The hook's warnings. (vLLM's loggers propagate or not, as its logging is configured.)"""
+    messages: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("vllm.etameter").addHandler(handler)
+    yield messages
+    logging.getLogger("vllm.etameter").removeHandler(handler)
+
+
+def check(output: Any, account: Account, *, wasted: int = 0) -> None:
+    """Every position is computed once, but for those a preemption threw away; `wasted` steps run beyond the end."""
+    prompt_tokens, completion_tokens = len(output.prompt_token_ids), len(output.outputs[0].token_ids)
+    assert account.prompt_tokens == prompt_tokens
+    assert sum(account.cached) == account.cached[0] == output.num_cached_tokens
+    assert account.new_prefill == prompt_tokens - output.num_cached_tokens
+    assert sum(account.decode) == completion_tokens - 1 + wasted
+    assert account.output_tokens == completion_tokens
+
+
+@pytest.fixture(scope="module")
+def small_cache(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """Room for 768 tokens: requests that grow together push each other out."""
+    directory = tmp_path_factory.mktemp("small_cache")
+    with engine(model_dir, directory, num_gpu_blocks_override=7, max_num_batched_tokens=128) as one:
+        yield one
+
+
+def test_the_ring_describes_the_engine(small_cache: Engine) -> None:
+    header = small_cache.log.reader.header
+    assert (header.engine, header.dtype, header.gpu_uuids) == ("test", "bfloat16", ())
+    expected = {"num_layers": 30, "hidden_size": 576, "num_attention_heads": 9, "num_kv_heads": 3, "head_dim": 64}
+    expected |= {"intermediate_size": 1536, "vocab_size": 49152, "tensor_parallel_size": 1, "async_scheduling": 0}
+    assert expected.items() <= header.details.items()
+    assert 2 * 134e6 < int(header.details["weights_bytes"]) < 2 * 136e6
+    assert "num_experts" not in header.details
+
+
+def test_preempted_requests_pay_for_their_recomputation(small_cache: Engine) -> None:
+    prompts = [f"{i} {STORY * 13}" for i in range(3)]
+    results = small_cache.generate(prompts, max_tokens=150, ignore_eos=True)
+    assert small_cache.counted("num_preemptions") > 0
+    for output, account in results:
+        check(output, account)
+        ends = [sum(step) for step in zip(account.context, account.prefill, account.decode, strict=True)]
+        for i in range(1, len(ends)):  # what lies below the furthest end so far is there for the second time
+            again = max(0, min(max(ends[:i]), ends[i]) - account.context[i])
+            assert account.recomputed[i] == again, (i, account)
+    assert sum(sum(account.recomputed) for _, account in results) > 100
+
+
+def test_a_prompt_of_several_chunks_and_its_siblings(small_cache: Engine) -> None:
+    [(output, account)] = small_cache.generate([f"Chunks. {STORY * 20}"], max_tokens=3, ignore_eos=True)
+    check(output, account)
+    assert [tokens for tokens in account.prefill if tokens] == [128, account.prompt_tokens - 128]
+
+
+def test_a_prefix_that_is_cached(small_cache: Engine) -> None:
+    prompt = f"Cached. {STORY * 12}"
+    small_cache.generate([prompt], max_tokens=1)
+    [(output, account)] = small_cache.generate([prompt], max_tokens=2, ignore_eos=True)
+    assert output.num_cached_tokens == 128
+    check(output, account)
+
+
+def test_a_ring_that_fails_ends_the_metering_and_not_the_engine(small_cache: Engine, warned: list[str]) -> None:
+    small_cache.scheduler._steps.ring.close()
+    output = small_cache.llm.generate(["The sky is"], use_tqdm=False)[0]
+    assert output.outputs[0].token_ids
+    assert len(warned) == 1
+    assert "serving goes on" in warned[0]
+    assert small_cache.scheduler._steps is None
+
+
+def test_asynchronous_scheduling_and_the_steps_it_wastes(model_dir: Path, tmp_path: Path) -> None:
+    from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+
+    with engine(model_dir, tmp_path, async_scheduling=True) as one:
+        assert isinstance(one.scheduler, AsyncScheduler)
+        assert one.log.reader.header.details["async_scheduling"] == 1
+        prompts = [f"{i} {STORY}" for i in range(4)]
+        by_length = one.generate(prompts, max_tokens=20, ignore_eos=True)
+        for output, account in by_length:
+            check(output, account)  # its last step is known beforehand: nothing is wasted
+        tokens = by_length[0][0].outputs[0].token_ids
+        stop = next(token for i, token in enumerate(tokens) if i > 4 and token not in tokens[:i])
+        [(output, account)] = one.generate(prompts[:1], max_tokens=20, stop_token_ids=[stop], ignore_eos=True)
+        assert len(output.outputs[0].token_ids) == tokens.index(stop) + 1
+        check(output, account, wasted=1)
+        assert account.reason == "stop"
+        records = RingReader(one.ring_path).poll()
+        in_flight = list(itertools.accumulate({Dispatch: 1, Done: -1}.get(type(record), 0) for record in records))
+        assert in_flight.count(2) > 20, "steps are dispatched before the results of the last one come"
+        assert in_flight[-1] == 0
+
+
+def test_drafts_and_what_becomes_of_them(model_dir: Path, tmp_path: Path) -> None:
+    ngram = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3, "prompt_lookup_min": 2}
+    with engine(model_dir, tmp_path, speculative_config=ngram) as one:
+        results = one.generate(["a b c d e f g " * 12, STORY * 8], max_tokens=40, ignore_eos=True)
+        for output, account in results:
+            completion_tokens = len(output.outputs[0].token_ids)
+            assert account.new_prefill == len(output.prompt_token_ids)
+            assert set(account.decode) <= {0, 1}
+            # The last step may accept more than there is room for.
+            assert completion_tokens <= 1 + sum(account.decode) + account.accepted <= completion_tokens + 3
+        drafted, accepted = one.counted("spec_decode_num_draft_tokens"), one.counted("spec_decode_num_accepted_tokens")
+        assert sum(sum(account.draft) for _, account in results) == drafted > 10
+        assert sum(account.accepted for _, account in results) == accepted > 0
+
+
+def test_an_engine_whose_ring_can_not_be_created_serves_unmetered(
+    monkeypatch: pytest.MonkeyPatch, warned: list[str]
+) -> None:
+    from etameter.serving import scheduler
+
+    class Scheduler:
+        """As much of vLLM's as the hook calls."""
+
+        def __init__(self, vllm_config: Any) -> None:
+            self.vllm_config = vllm_config
+            self.requests: dict[str, Any] = {}
+
+        def add_request(self, request: Any) -> None:
+            self.requests[request.request_id] = request
+
+        def schedule(self) -> Any:
+            return SimpleNamespace(total_num_scheduled_tokens=1)
+
+    monkeypatch.setenv("ETAMETER_ENGINE", "../../etc/passwd")
+    parallel = SimpleNamespace(data_parallel_rank=0)
+    one = scheduler._metered(Scheduler)(SimpleNamespace(parallel_config=parallel))
+    one.add_request(SimpleNamespace(request_id="a"))
+    assert one.schedule().total_num_scheduled_tokens == 1
+    assert "is no name" in warned[0]
+    monkeypatch.delenv("ETAMETER_ENGINE")
+    scheduler._metered(Scheduler)(SimpleNamespace(parallel_config=parallel))  # a vLLM whose configuration has moved
+    assert "AttributeError" in warned[1]
+    assert len(warned) == 2
+
+
+def test_the_receipt_goes_into_the_ids_of_this_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.v1.engine.input_processor import InputProcessor
+
+    from etameter.records import receipt_id_of
+    from etameter.serving import middleware
+
+    monkeypatch.setattr(InputProcessor, "assign_request_id", InputProcessor.__dict__["assign_request_id"])
+    assert middleware.put_receipts_in_band()
+    request = SimpleNamespace(request_id="chatcmpl-1", external_req_id=None)
+    token = middleware.receipt_id.set("0123456789abcdef" * 2)
+    InputProcessor.assign_request_id(request)
+    middleware.receipt_id.reset(token)
+    assert receipt_id_of(request.request_id) == "0123456789abcdef" * 2
+    assert request.external_req_id == "chatcmpl-1"
+    monkeypatch.undo()
+    monkeypatch.setenv("VLLM_DISABLE_REQUEST_ID_RANDOMIZATION", "1")
+    assert not middleware.put_receipts_in_band()
