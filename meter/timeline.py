@@ -140,11 +140,12 @@ class Timeline:
 
     def _advance(self, start: Edge, last: Edge, found: Edge) -> None:
         distance_ns = found.t_ns - last.t_ns
+        surely_still_ns = distance_ns - found.half_width_ns - last.half_width_ns
         too_long_ns = MISSED_PERIODS * (self.period_ns or 0)
         if self._unread or 2 * found.half_width_ns > max(MISSING_NS, too_long_ns):
             self._cause = "readings_missing"
         else:
-            if too_long_ns and distance_ns - found.half_width_ns > too_long_ns:
+            if too_long_ns and surely_still_ns > too_long_ns:
                 self._cause = self._cause or "stale"
             self._distances_ns.append(distance_ns)
         before = self._marks[-1]

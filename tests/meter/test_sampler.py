@@ -21,6 +21,7 @@ class Clockwork:
     scope: Scope = "gpu"
     kind: Kind = "simulated"
     source: Source = "simulated"
+    board_name = "clockwork"
     update_ns = 40 * MS
 
     def __init__(self, gpu_uuid: str) -> None:

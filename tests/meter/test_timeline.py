@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -36,8 +37,8 @@ def drawn(intervals: list[Interval]) -> list[tuple[float, float, float, str | No
 
 def test_edges_become_intervals_in_joules() -> None:
     assert intervals(edge(0, 5_000), edge(100, 25_000, 3.0), edge(200, 25_500)) == [
-        Interval(GPU, 0, 100 * MS, 20.0, 2_500_000, 3_000_000),
-        Interval(GPU, 100 * MS, 200 * MS, 0.5, 3_000_000, 2_500_000),
+        Interval(GPU, 0, 100 * MS, 20.0, 2_500_000, 3_000_000, end_mj=25_000),
+        Interval(GPU, 100 * MS, 200 * MS, 0.5, 3_000_000, 2_500_000, end_mj=25_500),
     ]
 
 
@@ -90,10 +91,10 @@ def test_joules_before_a_reset_are_kept() -> None:
     [(400, None), (500, None), (510, "stale"), (30_000, "stale")],
 )
 def test_a_counter_that_stood_still_for_five_periods_is_stale(silent_ms: float, cause: str | None) -> None:
-    found = [*steady(10), edge(900 + silent_ms + 2.5, 200_000), edge(1002.5 + silent_ms, 220_000)]
+    found = [*steady(10), edge(905 + silent_ms, 200_000), edge(1005 + silent_ms, 220_000)]
     assert drawn(intervals(*found))[9:] == [
-        (900, 902.5 + silent_ms, 20.0, cause),
-        (902.5 + silent_ms, 1002.5 + silent_ms, 20.0, None),
+        (900, 905 + silent_ms, 20.0, cause),
+        (905 + silent_ms, 1005 + silent_ms, 20.0, None),
     ]
 
 
@@ -125,6 +126,11 @@ def test_a_stalled_call_makes_one_long_interval_and_smears_no_joule() -> None:
 def test_a_short_stall_only_lengthens_an_interval() -> None:
     found = [*steady(10), edge(1052.5, 12 * 20_000, 150), *steady(2, from_ms=1300)]
     assert drawn(intervals(*found))[8:] == [(800, 900, 20.0, None), (900, 1300, 80.0, None), (1300, 1400, 20.0, None)]
+
+
+def test_time_in_a_smeared_edge_is_not_time_in_which_the_counter_stood_still() -> None:
+    found = [*steady(10, every_ms=20), edge(335, 23 * 20_000, 150), edge(500, 25 * 20_000)]
+    assert drawn(intervals(*found))[-1] == (180, 500, 320.0, None)
 
 
 def test_slow_calls_make_intervals_of_four_half_widths() -> None:
@@ -276,7 +282,8 @@ def test_where_the_counter_started_is_of_no_account(found: list[Edge | ReadFailu
         Edge(GPU, one.t_ns, one.half_width_ns, one.energy_mj + base_mj) if isinstance(one, Edge) else one
         for one in found
     ]
-    assert intervals(*found) == intervals(*shifted)
+    back = [replace(interval, end_mj=interval.end_mj - base_mj) for interval in intervals(*shifted)]
+    assert intervals(*found) == back
 
 
 @given(histories(), st.data())
