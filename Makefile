@@ -48,7 +48,7 @@ format: $(DEV)  ## mend style
 	$(BIN)/ruff format .
 
 types: $(DEV)  ## check types, as the packages are imported
-	$(BIN)/mypy -p etameter -p tests -p benchmarks -p docs
+	$(BIN)/mypy -p etameter -p tests -p docs $(if $(wildcard benchmarks/*.py),-p benchmarks)
 
 docs: $(DEV)  ## write the documents that are made from code
 	$(BIN)/python -m docs.generate

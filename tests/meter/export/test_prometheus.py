@@ -8,7 +8,8 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
-from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client import Metric
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 from prometheus_client.samples import Sample
 
@@ -88,6 +89,10 @@ def clock() -> _Clock:
     return _Clock()
 
 
+def _openmetrics(body: bytes) -> list[Metric]:
+    return list(openmetrics_families(body.decode()))  # type: ignore[no-untyped-call]
+
+
 def _samples(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
     body, _ = metrics.render(None)
     return {
@@ -130,7 +135,7 @@ def test_openmetrics_carries_the_public_id_as_exemplar(clock: _Clock) -> None:
     assert content_type.startswith("application/openmetrics-text")
     exemplars = [
         (sample.labels["le"], sample.exemplar.labels, sample.exemplar.value)
-        for family in parse_openmetrics(body.decode())
+        for family in _openmetrics(body)
         for sample in family.samples
         if sample.exemplar is not None
     ]
@@ -254,7 +259,7 @@ def test_hostile_labels_become_other(clock: _Clock) -> None:
         _charge(metrics, model=model, arm="entrace")
     body, _ = metrics.render(OPENMETRICS)
     values: dict[str, set[str]] = defaultdict(set)
-    for family in parse_openmetrics(body.decode()):
+    for family in _openmetrics(body):
         for sample in family.samples:
             for label, value in sample.labels.items():
                 values[label].add(value)
@@ -287,7 +292,7 @@ def test_exemplars_keep_to_the_limits_whatever_the_client_sent(
 
 
 def _only_exemplar(body: bytes) -> Sample | None:
-    samples = [sample for family in parse_openmetrics(body.decode()) for sample in family.samples]
+    samples = [sample for family in _openmetrics(body) for sample in family.samples]
     found = [sample for sample in samples if sample.exemplar is not None]
     assert len(found) <= 1
     return found[0] if found else None
