@@ -52,11 +52,11 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Sequence[str], Co
 
 
 @pytest.fixture
-def metered(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Config, dict[str, object]]]:
-    calls: list[tuple[Config, dict[str, object]]] = []
+def metered(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Config, Path, Path | None, Path]]:
+    calls: list[tuple[Config, Path, Path | None, Path]] = []
 
-    def run(config: Config, **rest: object) -> None:
-        calls.append((config, rest))
+    def run(config: Config, ring: Path, board: Path | None, socket: Path) -> None:
+        calls.append((config, ring, board, socket))
 
     monkeypatch.setattr(etameter, "daemon", SimpleNamespace(run=run), raising=False)
     return calls
@@ -91,15 +91,26 @@ def test_serve_wants_the_model_first(
     assert served == []
 
 
-def test_meter_takes_several_rings(
-    metered: list[tuple[Config, dict[str, object]]], monkeypatch: pytest.MonkeyPatch
+def test_meter_takes_its_files_from_options_and_config(
+    metered: list[tuple[Config, Path, Path | None, Path]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ETAMETER_RUN", "/r")
     Path("own.toml").write_text("[meter]\nport = 1\nhost = '0.0.0.0'\n")
-    assert _run("meter", "--ring", "a", "--ring", "b", "--ledger", "l.db", "--port", "0", "--config", "own.toml") == 0
-    [(config, rest)] = metered
+    assert _run("meter", "--ring", "a", "--ledger", "l.db", "--port", "0", "--config", "own.toml") == 0
+    [(config, *files)] = metered
     assert (config.meter.port, config.meter.host, config.ledger) == (0, "0.0.0.0", Path("l.db"))
-    assert rest == {"rings": (Path("a"), Path("b")), "board": None, "socket": Path("/r/meter.sock")}
+    assert files == [Path("a"), None, Path("/r/meter.sock")]
+
+
+def test_meter_finds_the_ring_and_the_board_of_the_configured_engine(
+    metered: list[tuple[Config, Path, Path | None, Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ETAMETER_SERVE__ENGINE", "blue")
+    monkeypatch.setenv("ETAMETER_RING_DIR", "/rings")
+    assert _run("meter", "--simulate-gpu", "a100", "--board", "b", "--socket", "s") == 0
+    [(config, *files)] = metered
+    assert config.meter.simulate_gpu == "a100"
+    assert files == [Path("/rings/etameter-blue.ring"), Path("b"), Path("s")]
 
 
 @pytest.mark.parametrize(
@@ -118,7 +129,7 @@ def test_meter_takes_several_rings(
     ],
 )
 def test_wrong_use_is_one_line_and_exit_2(
-    metered: list[tuple[Config, dict[str, object]]],
+    metered: list[tuple[Config, Path, Path | None, Path]],
     capsys: pytest.CaptureFixture[str],
     arguments: list[str],
     beginning: str,
