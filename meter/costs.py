@@ -8,7 +8,7 @@ the model loaded and nothing running, c is one pass over the weights. All coeffi
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +25,7 @@ WINDOW_INTERVALS = 600
 """The fit looks back over so many intervals: a minute at an update period of 100 ms."""
 MIN_INTERVALS = 20
 LAGS_NS = tuple(range(0, 201_000_000, 10_000_000))
+OTHER_LAGS = 2
 LAG_GAIN = 0.9
 """Another lag is taken only if it leaves less than this share of the misfit of the one in use."""
 STEP_NOISE = 0.04
@@ -164,7 +165,8 @@ class CostFit:
         self._prior = start
         self.costs = start
         self._intervals: deque[tuple[int, int, float, float]] = deque(maxlen=WINDOW_INTERVALS)
-        self._steps: deque[tuple[int, int, Array]] = deque()
+        self._steps: deque[tuple[IntArray, IntArray, Array]] = deque()  # starts, ends, features of runs of steps
+        self._fits = 0
 
     def add_interval(self, interval: Interval) -> None:
         """Energy between two edges, as published."""
@@ -173,9 +175,10 @@ class CostFit:
 
     def add_steps(self, work: Work) -> None:
         """Completed steps, in order of time."""
-        self._steps.extend(zip(work.start_ns.tolist(), work.end_ns.tolist(), work.step_features, strict=True))
+        if len(work.start_ns):
+            self._steps.append((work.start_ns, work.end_ns, work.step_features))
         horizon_ns = self._intervals[0][0] - LAGS_NS[-1] if self._intervals else 0
-        while self._steps and self._steps[0][1] < horizon_ns:
+        while self._steps and self._steps[0][1][-1] < horizon_ns:
             self._steps.popleft()
 
     def restart(self) -> None:
@@ -189,8 +192,9 @@ class CostFit:
             return self.costs
         starts, ends, joules, edge_error = np.array(self._intervals, dtype=np.float64).T
         deviation = np.hypot(edge_error, STEP_NOISE * np.maximum(joules, 0.1 * joules.mean()))
-        lag_ns = self._lag_ns(starts, ends, joules, deviation)
-        design = self._design(starts - lag_ns, ends - lag_ns)
+        steps = _Knots.of(self._steps)
+        lag_ns = self._lag_ns(steps, starts, ends, joules, deviation)
+        design = steps.between(starts - lag_ns, ends - lag_ns)
         scale = 1.0
         for _ in range(2):  # the second pass weighs by the noise that the first one saw
             weights = 1.0 / (scale * deviation)
@@ -202,41 +206,57 @@ class CostFit:
         self.costs = Costs(
             energy=energy,
             covariance=covariance,
-            time_s=self._time(),
+            time_s=self._time(steps),
             step_noise=max(STEP_NOISE, residual_w * max(float(np.mean(design[:, 1])), 1.0) ** 0.5),
             intervals=len(joules),
             lag_ns=lag_ns,
         )
         return self.costs
 
-    def _design(self, starts: Array, ends: Array) -> Array:
-        """Features of the work in each interval (intervals × 6): steps count by the part of their time that lies in it."""
-        knots = np.array([knot for start_ns, end_ns, _ in self._steps for knot in (start_ns, end_ns)], dtype=np.float64)
-        totals = np.cumsum([features for _, _, features in self._steps], axis=0)
-        levels = np.zeros((len(knots), len(TERMS)))
-        levels[1::2] = totals
-        levels[2::2] = totals[:-1]
-        columns = [np.interp(ends, knots, level) - np.interp(starts, knots, level) for level in levels.T]
-        columns[0] = (ends - starts) * 1e-9
-        return np.stack(columns, axis=1)
-
-    def _lag_ns(self, starts: Array, ends: Array, joules: Array, deviation: Array) -> int:
+    def _lag_ns(self, steps: "_Knots", starts: Array, ends: Array, joules: Array, deviation: Array) -> int:
+        """The lag in use, its neighbours, or one of a few others, which every fit takes in turn."""
+        here = LAGS_NS.index(self.costs.lag_ns)
+        self._fits += 1
+        others = [(self._fits * OTHER_LAGS + turn) % len(LAGS_NS) for turn in range(OTHER_LAGS)]
         misfit = {}
-        for lag_ns in LAGS_NS:
-            design = self._design(starts - lag_ns, ends - lag_ns) / deviation[:, None]
+        for index in {here, max(here - 1, 0), min(here + 1, len(LAGS_NS) - 1), *others}:
+            lag_ns = LAGS_NS[index]
+            design = steps.between(starts - lag_ns, ends - lag_ns) / deviation[:, None]
             energy, _ = ridge_nnls(design, joules / deviation, self._prior)
             misfit[lag_ns] = float(np.sum((joules / deviation - design @ energy) ** 2))
         best = min(misfit, key=misfit.__getitem__)
         return best if misfit[best] < LAG_GAIN * misfit[self.costs.lag_ns] else self.costs.lag_ns
 
-    def _time(self) -> Array:
-        """Coefficients of the time model."""
-        design = np.array([features for _, _, features in self._steps])
-        seconds = design[:, 0].copy()
+    def _time(self, steps: "_Knots") -> Array:
+        seconds = steps.features[:, 0]
+        design = steps.features.copy()
         design[:, 0] = 0.0
         weights = 1.0 / (0.1 * np.maximum(seconds, 1e-6))
         start = prior(self._prior.time_s.tolist(), self._prior.time_s.tolist())
         return ridge_nnls(design * weights[:, None], seconds * weights, start)[0]
+
+
+@dataclass(frozen=True, slots=True)
+class _Knots:
+    """The work done until any instant: Σ features, growing through each step at a constant rate."""
+
+    t_ns: Array  # 2 S: begin and end of each step
+    total: Array  # 2 S × 6
+    features: Array  # S × 6
+
+    @staticmethod
+    def of(runs: Iterable[tuple[IntArray, IntArray, Array]]) -> "_Knots":
+        starts, ends, features = (np.concatenate(column) for column in zip(*runs, strict=True))
+        total = np.zeros((2 * len(features), len(TERMS)))
+        total[1::2] = np.cumsum(features, axis=0)
+        total[2::2] = total[1:-1:2]
+        return _Knots(np.stack([starts, ends], axis=1).reshape(-1).astype(np.float64), total, features)
+
+    def between(self, starts: Array, ends: Array) -> Array:
+        """Features of the work in each interval (intervals × 6), Δt with its idle time."""
+        columns = [np.interp(ends, self.t_ns, level) - np.interp(starts, self.t_ns, level) for level in self.total.T]
+        columns[0] = (ends - starts) * 1e-9
+        return np.stack(columns, axis=1)
 
 
 def ridge_nnls(design: Array, target: Array, start: Costs) -> tuple[Array, Array]:
