@@ -242,7 +242,8 @@ CATALOGUE: tuple[Declaration, ...] = (
 _EXEMPLAR_LABEL = "request_id"
 _EXEMPLAR_ROOM = 128 - len(_EXEMPLAR_LABEL)
 _PUBLIC_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/+=-]*")
-_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
+_WORD = re.compile(r"[A-Za-z0-9./~_][A-Za-z0-9._:/@+~-]{0,254}")
+"""A device, an engine, or a model, which may be a path."""
 
 
 class _Bounded:

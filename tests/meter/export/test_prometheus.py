@@ -270,6 +270,15 @@ def test_hostile_labels_become_other(clock: _Clock) -> None:
     assert len(body) < 200_000
 
 
+@pytest.mark.parametrize("model", ["org/model-7B", "/models/small", "./small", "m:adapter@2"])
+def test_a_served_model_is_a_label(clock: _Clock, model: str) -> None:
+    metrics = Metrics([], [], clock)
+    metrics.know_model(model)
+    metrics.finished(_record(model=model, arm="unlabelled"), None, None)
+    labels = {"model_name": model, "arm": "unlabelled", "finish_reason": "stop"}
+    assert _value(metrics, "etameter_requests_total", **labels) == 1.0
+
+
 @pytest.mark.parametrize(
     ("public_id", "exemplar"),
     [
