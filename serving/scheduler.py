@@ -19,10 +19,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from vllm import __version__ as vllm_version
-from vllm.v1.core.sched.async_scheduler import AsyncScheduler
-from vllm.v1.core.sched.scheduler import Scheduler
-
 from etameter.serving.ring import RingWriter, Row
 
 # A child of vLLM's logger, which has the handlers of this process.
@@ -48,7 +44,13 @@ def _scheduler_class(vllm_config: Any) -> Any:
         from vllm.v1.core.sched import diffusion_scheduler  # absent from older versions, as are its models
 
         return diffusion_scheduler.DiffusionAsyncScheduler if asynchronous else diffusion_scheduler.DiffusionScheduler
-    return AsyncScheduler if asynchronous else Scheduler
+    if asynchronous:
+        from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+
+        return AsyncScheduler
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    return Scheduler
 
 
 def _metered(base: Any) -> Any:
@@ -68,7 +70,7 @@ def _metered(base: Any) -> Any:
                 "asynchronous scheduling stays as configured (%s).",
                 base.__name__,
                 self._steps.ring.path,
-                "on" if issubclass(base, AsyncScheduler) else "off",
+                "on" if self.scheduler_config.async_scheduling else "off",
             )
 
         def add_request(self, request: Any) -> None:
@@ -248,6 +250,8 @@ def _gpu_uuids(parallel: Any) -> list[str]:
 
 def _details(vllm_config: Any) -> dict[str, int | float | str]:
     """Numbers of the model from which a first guess of its step's cost can be made. What a model does not have is left out."""
+    import vllm
+
     model, parallel = vllm_config.model_config, vllm_config.parallel_config
     text = model.hf_text_config
     details = {
@@ -270,7 +274,7 @@ def _details(vllm_config: Any) -> dict[str, int | float | str]:
         "pipeline_parallel_size": parallel.pipeline_parallel_size,
         "data_parallel_size": parallel.data_parallel_size,
         "async_scheduling": int(bool(vllm_config.scheduler_config.async_scheduling)),
-        "vllm_version": vllm_version,
+        "vllm_version": vllm.__version__,
     }
     return {name: value for name, value in details.items() if isinstance(value, int | float | str)}
 

@@ -1,0 +1,161 @@
+"""What the hook makes of vLLM's scheduler outputs, for the cases that no engine on CPU runs. Real engines: test_scheduler.py."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from etameter.serving.ring import Dispatch, Done, Finish, RingReader, RingWriter
+from etameter.serving.scheduler import StepWriter
+
+pytestmark = pytest.mark.unit
+
+LORA, IMAGE_TOKENS = 7, 576
+
+
+class Request:
+    """What the hook reads of vLLM's."""
+
+    def __init__(self, request_id: str, prompt_tokens: int, lora: int = 0) -> None:
+        self.request_id = request_id
+        self.num_prompt_tokens = self.num_tokens = prompt_tokens
+        self.num_computed_tokens = self.num_output_tokens = self.num_preemptions = 0
+        self.lora_request = SimpleNamespace(lora_int_id=lora) if lora else None
+
+    def get_num_encoder_embeds(self, _: int) -> int:
+        return IMAGE_TOKENS
+
+    def get_finished_reason(self) -> str:
+        return "stop"
+
+
+class Engine:
+    """Plays a scheduler: `step` schedules so many tokens for each request."""
+
+    def __init__(self, path: Path) -> None:
+        self.writer = StepWriter(RingWriter(path, engine="e", model="m", dtype="bfloat16"))
+        self.reader = RingReader(path)
+        self.requests: dict[str, Request] = {}
+
+    def add(self, *arguments: Any) -> Request:
+        request = Request(*arguments)
+        self.requests[request.request_id] = request
+        self.writer.added(request, 1)
+        return request
+
+    def step(
+        self,
+        tokens: dict[str, int],
+        drafts: dict[str, int] | None = None,
+        images: dict[str, int] | None = None,
+        new: Any = (),
+    ) -> Any:
+        for request_id, count in tokens.items():
+            self.requests[request_id].num_computed_tokens += count
+        output = SimpleNamespace(
+            num_scheduled_tokens=tokens,
+            scheduled_new_reqs=[SimpleNamespace(req_id=request_id) for request_id in new],
+            scheduled_spec_decode_tokens={name: [-1] * count for name, count in (drafts or {}).items()},
+            scheduled_encoder_inputs={name: list(range(count)) for name, count in (images or {}).items()},
+        )
+        self.writer.dispatched(output, self.requests, 2)
+        return output
+
+    def rows(self) -> list[tuple[int, ...]]:
+        return [row for record in self.reader.poll() if isinstance(record, Dispatch) for row in record.rows]
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[Engine]:
+    one = Engine(tmp_path / "ring")
+    yield one
+    one.reader.close()
+    one.writer.ring.close()
+
+
+#   number prefill decode cached again draft encoder context lora
+def test_adapters_and_images(engine: Engine) -> None:
+    engine.add("plain", 10)
+    engine.add("adapted", 600, LORA)
+    engine.step({"plain": 10, "adapted": 600}, images={"adapted": 1})
+    engine.step({"plain": 1, "adapted": 1})
+    assert engine.rows() == [
+        (0, 10, 0, 0, 0, 0, 0, 0, 0),
+        (1, 600, 0, 0, 0, 0, IMAGE_TOKENS, 0, LORA),
+        (0, 0, 1, 0, 0, 0, 0, 10, 0),
+        (1, 0, 1, 0, 0, 0, 0, 600, LORA),
+    ]
+
+
+def test_a_whole_prompt_but_its_last_token_from_the_cache_with_padded_drafts(engine: Engine) -> None:
+    request = engine.add("a", 129)
+    request.num_computed_tokens = 128
+    engine.step({"a": 4}, drafts={"a": 3}, new=["a"])
+    assert engine.rows() == [(0, 1, 0, 128, 0, 3, 0, 128, 0)]
+
+
+def test_rejected_drafts_under_way_are_no_recomputation(engine: Engine) -> None:
+    """Asynchronous: the next step is scheduled as if all drafts were accepted, and corrected when they are not."""
+    request = engine.add("a", 10)
+    engine.step({"a": 10})
+    first = engine.step({"a": 4}, drafts={"a": 3})
+    second = engine.step({"a": 4}, drafts={"a": 3})
+    for output in (first, second):
+        engine.writer.done(output, SimpleNamespace(sampled_token_ids=[[5]], req_id_to_index={"a": 0}), 3)
+        request.num_computed_tokens -= 3
+        request.num_tokens += 1
+    engine.step({"a": 1})
+    assert engine.rows() == [
+        (0, 10, 0, 0, 0, 0, 0, 0, 0),
+        (0, 0, 1, 0, 0, 3, 0, 10, 0),
+        (0, 0, 1, 0, 0, 3, 0, 14, 0),  # where vLLM believes it to be
+        (0, 0, 1, 0, 0, 0, 0, 12, 0),
+    ]
+    request.num_tokens += 2  # the first output token, and that of the last step
+    request.num_preemptions, request.num_computed_tokens = 1, 0
+    engine.step({"a": 14})
+    assert engine.rows() == [(0, 13, 1, 0, 13, 0, 0, 0, 0)]
+
+
+def test_preempted_in_the_middle_of_the_prompt_and_again(engine: Engine) -> None:
+    request = engine.add("a", 100)
+    engine.step({"a": 60})
+    request.num_preemptions, request.num_computed_tokens = 1, 0
+    engine.step({"a": 30})
+    request.num_preemptions, request.num_computed_tokens = 2, 16  # these blocks were in the prefix cache still
+    engine.step({"a": 84})
+    assert engine.rows() == [
+        (0, 60, 0, 0, 0, 0, 0, 0, 0),
+        (0, 30, 0, 0, 30, 0, 0, 0, 0),
+        (0, 84, 0, 0, 44, 0, 0, 16, 0),  # cached tokens are stated once, where the prompt first meets the cache
+    ]
+
+
+def test_a_session_whose_prompt_grows(engine: Engine) -> None:
+    request = engine.add("a", 10)
+    engine.step({"a": 10}, new=["a"])
+    engine.step({"a": 1})
+    engine.writer.added(request, 1)  # the next part of its input: the same request
+    request.num_prompt_tokens = request.num_tokens = 31
+    engine.step({"a": 20}, new=["a"])
+    assert engine.rows() == [
+        (0, 10, 0, 0, 0, 0, 0, 0, 0),
+        (0, 0, 1, 0, 0, 0, 0, 10, 0),
+        (0, 20, 0, 0, 0, 0, 0, 11, 0),
+    ]
+
+
+def test_aborted_while_its_step_is_on_the_gpu(engine: Engine) -> None:
+    request = engine.add("a", 10)
+    output = engine.step({"a": 12}, drafts={"a": 2})
+    engine.writer.finished(request, 3)
+    engine.writer.done(output, SimpleNamespace(sampled_token_ids=[[5, 6]], req_id_to_index={"a": 0}), 4)
+    engine.writer.done(output, None, 5)  # what was never scheduled, or is done already, is no step
+    assert engine.reader.poll()[1:] == [Finish(0, 3, 0, "stop"), Done(0, 4, ())]
+
+
+def test_aborted_before_it_ran(engine: Engine) -> None:
+    engine.writer.finished(engine.add("a", 10), 3)
+    assert engine.reader.poll() == []
