@@ -6,6 +6,7 @@ children SIGTERM.
 """
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,9 +16,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
 
+from etameter.errors import EngineError
+
 LINES_KEPT = 400
 """Of a child's output, to tell why it died."""
 
+_ERROR = re.compile(r"(ERROR|error|E|etameter): |\w+Error: ")
 _INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 # Runs in the child before the program: asks for a SIGTERM at the parent's death (1 is PR_SET_PDEATHSIG), looks whether the
@@ -108,6 +112,25 @@ class Child:
             os.killpg(self.pid, signal.SIGKILL)
         self._process.wait()
         self.last_words()  # the output ends when the last of the group is gone
+
+
+def complete(name: str, argv: Sequence[str]) -> None:
+    """Runs a program to its end.
+
+    Raises:
+        EngineError: it failed; the message is the last error that it printed.
+    """
+    with interrupts_held():
+        child = Child(name, argv, os.environ | {"DEBIAN_FRONTEND": "noninteractive"})
+    try:
+        code = child.wait()
+    finally:
+        child.stop(grace_s=2.0)
+    if code != 0:
+        said = [line.strip() for line in child.lines if line.strip()] or ["no output"]
+        errors = [line for line in said if _ERROR.match(line)]
+        remedy = f"mend that and try again, or run it by hand: {' '.join(argv)[:300]}"
+        raise EngineError(f"{name} failed: {(errors or said)[-1]}", remedy)
 
 
 @contextmanager

