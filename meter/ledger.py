@@ -153,7 +153,13 @@ class Ledger:
         if row is None:
             return None
         about = json.loads(row[0])
-        return Resume(**{**about, "last_edges": tuple(Edge(*edge) for edge in about["last_edges"])})
+        return Resume(
+            boot_id=about["boot_id"],
+            ring_created_ns=about["ring_created_ns"],
+            frontier_ns=about["frontier_ns"],
+            last_edges=tuple(Edge(*edge) for edge in about["last_edges"]),
+            coefficients={uuid: (energy, time_s) for uuid, (energy, time_s) in about["coefficients"].items()},
+        )
 
     def open_requests(self, boot_id: str) -> list[RequestRow]:
         """Requests of this boot that were not settled."""

@@ -182,6 +182,8 @@ def test_edges_of_another_gpu_or_out_of_order_are_refused() -> None:
         (110, 290, 36.0, 36.0, None),
         (110, 390, 56.0, 36.0, None),
         (250, 250, 0.0, 20.0, None),
+        # no less than nothing
+        (190, 195, 1.0, 19.0, None),
         # at most 600 W: 20 and 60 J ± 1.5 J
         (100, 300, 40.0, 3.0, 500.0),
         # at 110 ms 20 to 27.5 J; at 290 ms 52.5 to 60 J

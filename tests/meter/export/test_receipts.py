@@ -1,0 +1,64 @@
+import pytest
+
+from etameter.export.receipts import energy_object, is_receipt_id
+from etameter.ledger import RequestRow
+from etameter.records import RequestEnergy, RequestRecord, Source
+
+pytestmark = pytest.mark.unit
+
+RECEIPT = "0123456789abcdef" * 2
+S = 1_000_000_000
+
+
+def row(
+    number: int, *, decode_tokens: int = 10, source: Source = "measured", finished_ns: int | None = 3 * S
+) -> RequestRow:
+    record = RequestRecord(
+        f"r{number}", RECEIPT, "m", "entrace", S, 2 * S, finished_ns, 8, 0, decode_tokens + 1, "stop"
+    )
+    energy = RequestEnergy(
+        f"r{number}", 4.0, 36.0, 5.0, 0.0, 0.0, 1.0, 2.0, finished_ns is not None, "step-cost", source
+    )
+    return RequestRow("engine-0", 5, number, record, energy, 8, decode_tokens)
+
+
+def test_one_request() -> None:
+    assert energy_object([row(0)], "nvml") == {
+        "energy_joules": 40.0,
+        "energy_kwh": 40.0 / 3.6e6,
+        "prompt_joules": 4.0,
+        "output_joules": 36.0,
+        "marginal_joules": 5.0,
+        "recomputed_joules": 0.0,
+        "draft_waste_joules": 0.0,
+        "avoided_joules": 1.0,
+        "error_joules": 2.0,
+        "prompt_tokens": 8,
+        "cached_tokens": 0,
+        "output_tokens": 11,
+        "settled": True,
+        "attribution_method": "step-cost",
+        "source": "measured",
+        "counter": "nvml",
+        "receipt_id": RECEIPT,
+        "wh_per_output_token": 36.0 / 10 / 3600,
+        "duration_seconds": 2.0,
+        "avg_power_watts": 20.0,
+    }
+
+
+def test_several_prompts_of_one_response_are_summed_and_claim_no_more_than_their_weakest() -> None:
+    both = energy_object([row(0), row(1, source="simulated", finished_ns=None)], "nvml")
+    assert (both["energy_joules"], both["output_tokens"], both["source"]) == (80.0, 22, "simulated")
+    assert both["settled"] is False
+    assert "duration_seconds" not in both
+
+
+def test_one_output_token_has_no_energy_per_output_token() -> None:
+    assert "wh_per_output_token" not in energy_object([row(0, decode_tokens=0)], "nvml")
+
+
+@pytest.mark.parametrize("text", ["", "0" * 31, "0" * 33, "G" * 32, "A" * 32, "../../" + "0" * 26, "0" * 32 + "\n"])
+def test_nothing_else_is_a_receipt_id(text: str) -> None:
+    assert is_receipt_id(RECEIPT)
+    assert not is_receipt_id(text)
