@@ -55,13 +55,13 @@ async def probe(url: str) -> tuple[Server, bool]:
             server = Server(url, models["data"][0]["id"])
         except (TypeError, LookupError) as error:
             raise EngineError(f"{url}/v1/models names no model", "name the address of a vLLM server") from error
-        return server, "energy" in await _post(session, server, "unconstrained", "Say hello.")
+        return server, "energy" in await _greet(session, server)
 
 
 async def warm_up(server: Server) -> None:
     """One request that is not reported: the first one of a fresh server pays for much that no other does."""
     async with _session() as session:
-        await _post(session, server, "unconstrained", "Say hello.")
+        await _greet(session, server)
 
 
 async def hold(server: Server, receipts_url: str, tell: Callable[[str], None]) -> list[Exchange]:
@@ -80,7 +80,7 @@ async def hold(server: Server, receipts_url: str, tell: Callable[[str], None]) -
             exchange = Exchange(
                 name, arm, usage["prompt_tokens"], usage["completion_tokens"], energy, body.get("energy_reason")
             )
-            return exchange, energy["receipt_id"] if energy else None
+            return exchange, energy["receipt_id"] if energy else body.get("energy_receipt_id")
 
         return await _all(session, ask, receipts_url, tell)
 
@@ -161,17 +161,22 @@ async def _session() -> AsyncIterator[aiohttp.ClientSession]:
         raise EngineError(f"the server's answer is no JSON ({error})", "name the address of a vLLM server") from error
 
 
-def _request(server: Server, arm: str, prompt: str) -> dict[str, Any]:
+def _request(server: Server, arm: str, prompt: str, max_tokens: int = MAX_TOKENS) -> dict[str, Any]:
     system = ARMS[arm]
     messages = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": prompt})
-    return {"model": server.model, "messages": messages, "max_tokens": MAX_TOKENS, "temperature": 0.0}
+    return {"model": server.model, "messages": messages, "max_tokens": max_tokens, "temperature": 0.0}
 
 
-async def _post(session: aiohttp.ClientSession, server: Server, arm: str, prompt: str) -> dict[str, Any]:
-    async with session.post(
-        f"{server.url}/v1/chat/completions", json=_request(server, arm, prompt), headers={ARM_HEADER: arm}
-    ) as response:
+async def _greet(session: aiohttp.ClientSession, server: Server) -> dict[str, Any]:
+    return await _post(session, server, "unconstrained", "Say hello.", max_tokens=16)
+
+
+async def _post(
+    session: aiohttp.ClientSession, server: Server, arm: str, prompt: str, max_tokens: int = MAX_TOKENS
+) -> dict[str, Any]:
+    request = _request(server, arm, prompt, max_tokens)
+    async with session.post(f"{server.url}/v1/chat/completions", json=request, headers={ARM_HEADER: arm}) as response:
         await _refuse_failure(response)
         body: dict[str, Any] = await response.json(content_type=None)
         return body

@@ -77,12 +77,15 @@ def arm_sums(exchanges: list[Exchange]) -> Iterator[ArmSum]:
         )
 
 
-def balance_line(totals: Totals) -> str:
-    """Both sides of the balance, from what was persisted, and how far they are apart."""
+def balance_line(totals: Totals, shown_j: float) -> str:
+    """Both sides of the balance, from what was persisted, and how far they are apart.
+
+    `shown_j` is the energy of the requests in the table; the rest of the requests' is the warm-up's.
+    """
     unattributed_j = sum(totals.unattributed_j_by_cause.values())
     causes = ", ".join(f"{cause} {joules:.3f}" for cause, joules in totals.unattributed_j_by_cause.items() if joules)
     return (
-        f"requests {totals.requests_j:.3f} + idle {totals.idle_j:.3f} + overhead {totals.engine_overhead_j:.3f} "
+        f"requests {totals.requests_j:.3f} (warm-up {totals.requests_j - shown_j:.3f}) + idle {totals.idle_j:.3f} + overhead {totals.engine_overhead_j:.3f} "
         f"+ unattributed {unattributed_j:.3f}{f' ({causes})' if causes else ''} = counter {totals.measured_j:.3f} J "
         f"(differs by {totals.residual_j:.1e} J)  source={'+'.join(sorted(totals.sources))}"
     )
@@ -103,14 +106,15 @@ def show(report: Report) -> None:
             "energies are those of the modelled GPU."
         )
     console.print(_table(report, simulated=simulated))
-    for total in arm_sums(report.exchanges):
+    sums = list(arm_sums(report.exchanges))
+    for total in sums:
         console.print(
             f"{total.arm}: {total.energy_j:.2f} J for {total.requests} requests, {total.output_tokens} output tokens, "
             f"{_wh(total.wh_per_output_token)} Wh/output token  source={source}"
         )
     console.print(NO_VERDICT)
     if report.totals is not None:
-        console.print(balance_line(report.totals))
+        console.print(balance_line(report.totals, sum(total.energy_j for total in sums)))
     console.print(
         "± is the half-width of the meter's 95 % interval; a real board's gain adds about ±5 %, equal for all."
     )

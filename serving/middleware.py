@@ -5,7 +5,7 @@
 Chat and plain completions get a top-level `energy` object. In a stream it stands in the final usage chunk where the client asked for
 usage, else in the last chunk with a `finish_reason`; no chunk is added. Everything else of a response stays byte for byte as it was,
 and a response that is no success is not touched at all. Where the meter has no figure within 25 ms, `energy` is null and
-`energy_reason` says why.
+`energy_reason` says why, and `energy_receipt_id` under which id `/energy/{receipt_id}` may know it later.
 
 A request is recognised in the scheduler by a fresh receipt id: the middleware sets it in a context variable, and `put_receipts_in_band`
 lets vLLM insert it in the id that it makes for its engine. Ids that clients see, or choose, stay as they are and decide nothing.
@@ -274,13 +274,16 @@ class _Exchange:
         self._ask(part)
         answer = Answer(None, NOT_IN_BAND) if self.question is None else await answer_in(HOLD_S, self.question)
         comma = b"" if end[:-1].rstrip().endswith(b"{") else b","
-        return end[:-1] + comma + _energy_field(answer) + part[len(end) - 1 :]
+        receipt_id = None if self.question is None else self.receipt_id
+        return end[:-1] + comma + _energy_field(answer, receipt_id) + part[len(end) - 1 :]
 
 
-def _energy_field(answer: Answer) -> bytes:
+def _energy_field(answer: Answer, receipt_id: str | None = None) -> bytes:
     fields: dict[str, Any] = {"energy": answer.energy}
     if answer.energy is None:
         fields["energy_reason"] = answer.reason
+        if receipt_id is not None:
+            fields["energy_receipt_id"] = receipt_id
     return json.dumps(fields, separators=(",", ":"))[1:-1].encode()
 
 
