@@ -1,6 +1,7 @@
 """The meter process: counter and ring in, ledger, receipts and metrics out."""
 
 import asyncio
+import contextlib
 import fcntl
 import logging
 import os
@@ -159,42 +160,43 @@ class Meter:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Until `stop` is set; what is settled by then is written."""
-        await self._socket.start()
         runner = web.AppRunner(self._application(), access_log=None)
-        await runner.setup()
-        host, port = self._settings.meter.host, self._settings.meter.port
         try:
-            try:
-                await web.TCPSite(runner, host, port).start()
-            except OSError as error:
-                raise MeterBusy(
-                    f"port {port} of {host} is not free ({error.strerror})", "name another with --port"
-                ) from error
+            await self._socket.start()
+            await self._listen(runner)
             self._sampler.start()
-            logger.info(
-                "metering %s: counter=%s source=%s; http://%s:%d/metrics; ledger %s",
-                ", ".join(counter.gpu_uuid for counter in self._counters),
-                self._kind,
-                self._accounts.source,
-                host,
-                port,
-                self._ledger.path,
-            )
             tick = 0
             while not stop.is_set():
                 self._advance()
                 if tick % SLOW_TICKS == 0:
                     self._look_after()
                 tick += 1
-                try:
+                with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(stop.wait(), TICK_S)
-                except TimeoutError:
-                    continue
-        finally:
             self._sampler.stop()
+        finally:
             await runner.cleanup()
             await self._socket.stop()
             self._ledger.close()
+
+    async def _listen(self, runner: web.AppRunner) -> None:
+        await runner.setup()
+        host, port = self._settings.meter.host, self._settings.meter.port
+        try:
+            await web.TCPSite(runner, host, port).start()
+        except OSError as error:
+            raise MeterBusy(
+                f"port {port} of {host} is not free ({error.strerror})", "name another with --port"
+            ) from error
+        logger.info(
+            "metering %s: counter=%s source=%s; http://%s:%d/metrics; ledger %s",
+            ", ".join(counter.gpu_uuid for counter in self._counters),
+            self._kind,
+            self._accounts.source,
+            host,
+            port,
+            self._ledger.path,
+        )
 
     def _open_accounts(self) -> Accounts:
         devices = [Device(each.gpu_uuid, each.kind, each.source, each.board_name) for each in self._counters]

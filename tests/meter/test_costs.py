@@ -19,7 +19,7 @@ pytestmark = pytest.mark.unit
 
 MS = 1_000_000
 TRUE = np.array([120.0, 1.9, 0.014, 5e-7, 0.025, 3.4e-5])
-GUESS = prior(TRUE * np.array([2.0, 0.5, 1.5, 1.0, 0.6, 2.0]), np.array([0.0, 0.005, 2e-5, 0.0, 1e-4, 1e-8]))
+GUESS = prior((TRUE * [2.0, 0.5, 1.5, 1.0, 0.6, 2.0]).tolist(), [0.0, 0.005, 2e-5, 0.0, 1e-4, 1e-8])
 
 
 def test_the_terms_of_a_step() -> None:
@@ -58,7 +58,8 @@ def test_no_steps_is_an_empty_table() -> None:
 def load(seed: int, seconds: float, steady: bool = False) -> tuple[list[Step], list[Interval]]:
     """Steps of many kinds, and the joules that the true coefficients give each 100 ms."""
     rng = np.random.default_rng(seed)
-    steps, at_ns = [], 0
+    steps: list[Step] = []
+    at_ns = 0
     while at_ns < seconds * 1e9:
         batch = 4 if steady else int(rng.integers(1, 12))
         context = 500 if steady else int(rng.integers(1, 4000))
@@ -151,7 +152,7 @@ def test_ridge_nnls_finds_the_constrained_minimum() -> None:
 
     def loss(power_w: float) -> float:
         sigma = float(np.sqrt(GUESS.covariance[0, 0]))
-        return float(np.sum((power_w - target) ** 2)) + ((power_w - GUESS.energy[0]) / sigma) ** 2
+        return float(np.sum((power_w - target) ** 2) + ((power_w - GUESS.energy[0]) / sigma) ** 2)
 
     grid = np.linspace(0, 50, 5001)
     assert energy[0] == pytest.approx(grid[np.argmin([loss(value) for value in grid])], abs=0.011)

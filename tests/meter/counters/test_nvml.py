@@ -134,6 +134,10 @@ def test_a_lost_gpu_is_read_again_when_it_is_back(tmp_path: Path) -> None:
                 counter.read_mj()
             assert raised.value.cause == "gpu_lost"
         board.heal()
+        board.fail(Call.HANDLE, pynvml.NVML_ERROR_GPU_IS_LOST)  # its old handle is not trusted
+        with pytest.raises(CounterError):
+            counter.read_mj()
+        board.heal()
         assert counter.read_mj() == 10**9
 
 

@@ -1,0 +1,296 @@
+"""The meter as a process: a ring and a board are fed to it as an engine and a GPU would, through the same files and libraries."""
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from etameter.ledger import Ledger, Totals
+from etameter.serving.ring import RingWriter, Row
+from tests.simnvml.board import Board, Call, Sensor
+
+pytestmark = pytest.mark.unit
+
+PATIENCE_S = 30.0
+RECEIPT = "0123456789abcdef" * 2
+ENGINE_ID = f"chatcmpl-1-{RECEIPT}00000000"
+
+
+def until(holds: Callable[[], Any]) -> Any:
+    """What `holds` returns once it is true."""
+    deadline_s = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline_s:
+        if result := holds():
+            return result
+        time.sleep(0.02)
+    raise AssertionError(f"not within {PATIENCE_S} s")
+
+
+@dataclass
+class Meter:
+    """A meter process of a test."""
+
+    process: subprocess.Popen[str]
+    directory: Path
+    port: int
+
+    def get(self, path: str, accept: str = "*/*") -> tuple[int, str]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
+        try:
+            connection.request("GET", path, headers={"Accept": accept})
+            response = connection.getresponse()
+            return response.status, response.read().decode()
+        finally:
+            connection.close()
+
+    def ready(self) -> bool:
+        if self.process.poll() is not None:
+            raise AssertionError(self.process.communicate()[1])
+        try:
+            return self.get("/health")[0] == 200
+        except OSError:
+            return False
+
+    def energy(self, receipt_id: str = RECEIPT) -> Any:
+        return json.loads(self.get(f"/energy/{receipt_id}")[1])["energy"]
+
+    def settled(self) -> Any:
+        energy = self.energy()
+        return energy if energy and energy["settled"] else None
+
+    def samples(self) -> dict[str, float]:
+        lines = [line for line in self.get("/metrics")[1].splitlines() if not line.startswith("#")]
+        return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines}
+
+    def totals(self) -> Totals:
+        ledger = Ledger(self.directory / "ledger.db", read_only=True)
+        try:
+            return ledger.totals()
+        finally:
+            ledger.close()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def start(directory: Path, environment: Mapping[str, str], *options: str, port: int | None = None) -> Meter:
+    port = free_port() if port is None else port
+    command = [sys.executable, "-m", "etameter", "meter", "--port", str(port), "--ring", str(directory / "ring")]
+    command += ["--ledger", str(directory / "ledger.db"), *options]
+    own = {"ETAMETER_RUN": str(directory / "run"), "ETAMETER_STATE": str(directory / "state")}
+    process = subprocess.Popen(
+        command, env=os.environ | own | environment, stderr=subprocess.PIPE, text=True, cwd=directory
+    )
+    return Meter(process, directory, port)
+
+
+@contextmanager
+def running(directory: Path, environment: Mapping[str, str], *options: str) -> Iterator[Meter]:
+    meter = start(directory, environment, *options)
+    try:
+        until(meter.ready)
+        yield meter
+    finally:
+        meter.process.kill()
+        meter.process.communicate()
+
+
+@contextmanager
+def lit_board(directory: Path, power_w: float = 250.0, gpus: int = 1) -> Iterator[Board]:
+    """A board of the stand-in NVML under steady power, publishing every 50 ms."""
+    with Board(directory / "board", gpus=gpus, energy=Sensor(period_ns=50_000_000)) as board:
+        for gpu in range(gpus):
+            board.set_power_w(gpu, [(0, power_w)])
+        yield board
+
+
+@contextmanager
+def engine(directory: Path) -> Iterator[RingWriter]:
+    ring = RingWriter(directory / "ring", engine="engine-0", model="m", dtype="bfloat16")
+    yield ring
+    ring.close()
+
+
+def serve_one(ring: RingWriter, steps: int = 20, engine_id: str = ENGINE_ID, first_step: int = 0) -> None:
+    """A request with a prompt of 30 tokens, in real time."""
+    number = ring.open_request(engine_id, 30, time.monotonic_ns())
+    for step in range(steps):
+        row: Row = (number, 0, 1, 0, 0, 0, 0, 30 + step, 0) if step else (number, 30, 0, 0, 0, 0, 0, 0, 0)
+        ring.dispatch(first_step + step, time.monotonic_ns(), [row])
+        time.sleep(0.02)
+        ring.done(first_step + step, time.monotonic_ns())
+    ring.finish(number, time.monotonic_ns(), steps, "length")
+
+
+def balanced(totals: Totals) -> bool:
+    return abs(totals.residual_j) <= 1e-9 * totals.measured_j
+
+
+def test_a_request_is_metered_from_ring_and_counter_to_receipt_metrics_and_ledger(tmp_path: Path) -> None:
+    with lit_board(tmp_path) as board, running(tmp_path, board.environment()) as meter, engine(tmp_path) as ring:
+        until(lambda: json.loads(meter.get("/health")[1])["engine"] == "engine-0")
+        serve_one(ring)
+        energy = until(meter.settled)
+        assert energy["energy_joules"] == pytest.approx(energy["prompt_joules"] + energy["output_joules"])
+        assert (energy["prompt_tokens"], energy["output_tokens"]) == (30, 20)
+        assert (energy["source"], energy["counter"]) == ("simulated", "nvml")
+        lower_j, upper_j = 0.5 * 250 * 0.4, 2 * 250 * 0.4  # 250 W for the 400 ms of its steps, give or take the gaps
+        assert lower_j < energy["energy_joules"] < upper_j
+        samples = meter.samples()
+        energy_j = sum(value for name, value in samples.items() if name.startswith("etameter_energy_joules_total"))
+        rest_j = sum(value for name, value in samples.items() if name.startswith("etameter_unassigned_joules_total"))
+        total_j = sum(value for name, value in samples.items() if name.startswith("etameter_gpu_energy_joules_total"))
+        assert energy_j + rest_j == pytest.approx(total_j, rel=1e-9)
+        assert energy_j == pytest.approx(energy["energy_joules"], rel=1e-9)
+        assert all('source="simulated"' in name for name in samples if "joules" in name)
+        assert balanced(meter.totals())
+        status, exposition = meter.get("/metrics", "application/openmetrics-text")
+        assert (status, exposition.endswith("# EOF\n")) == (200, True)
+        assert RECEIPT not in exposition
+        assert meter.get("/")[0] == 200
+
+
+def test_unknown_receipts_and_other_paths_are_not_found(tmp_path: Path) -> None:
+    with lit_board(tmp_path) as board, running(tmp_path, board.environment()) as meter:
+        for path in (f"/energy/{'0' * 32}", "/energy/x", "/energy/..%2f..%2fetc%2fpasswd", "/nothing"):
+            assert meter.get(path)[0] == 404
+
+
+def test_the_socket_gives_figures_to_its_own_user_and_survives_nonsense(tmp_path: Path) -> None:
+    with lit_board(tmp_path) as board, running(tmp_path, board.environment()) as meter, engine(tmp_path) as ring:
+        path = tmp_path / "run" / "meter.sock"
+        assert path.stat().st_mode & 0o777 == 0o600
+        with socket.socket(socket.AF_UNIX) as peer:
+            peer.settimeout(PATIENCE_S)
+            peer.connect(str(path))
+            answers = peer.makefile()
+            peer.sendall(json.dumps({"type": "open", "receipt_id": RECEIPT, "arm": "entrace"}).encode() + b"\n")
+            peer.sendall(b'not json\n[]\n{"type":"ask"}\n{"type":"ask","receipt_id":"../../x"}\n\xff\xfe\n')
+            peer.sendall(json.dumps({"type": "ask", "receipt_id": "f" * 32}).encode() + b"\n")
+            assert json.loads(answers.readline()) == {
+                "type": "energy",
+                "receipt_id": "f" * 32,
+                "energy": None,
+                "reason": "unknown_request",
+            }
+            until(lambda: json.loads(meter.get("/health")[1])["engine"])
+            serve_one(ring)
+            question = {"type": "ask", "receipt_id": RECEIPT, "public_id": "chatcmpl-1"}
+            peer.sendall(json.dumps(question).encode() + b"\n")
+            answer = json.loads(answers.readline())
+            assert answer["energy"]["energy_joules"] > 0
+            until(meter.settled)
+            peer.sendall(b"x" * 200_000 + b"\n")  # a line over the limit ends this connection only
+            assert answers.readline() == ""
+        until(lambda: meter.samples()["etameter_socket_dropped_messages_total"] == 6)
+        samples = meter.samples()
+        assert any('arm="entrace"' in name and value > 0 for name, value in samples.items() if "energy_joules" in name)
+        assert 'request_id="chatcmpl-1"' in meter.get("/metrics", "application/openmetrics-text")[1]
+
+
+def test_a_killed_meter_goes_on_when_it_is_back_and_the_gap_is_unattributed(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        board = stack.enter_context(lit_board(tmp_path))
+        ring = stack.enter_context(engine(tmp_path))
+        with running(tmp_path, board.environment()) as meter:
+            until(lambda: json.loads(meter.get("/health")[1])["engine"])
+            serve_one(ring, steps=10)
+            first = until(meter.settled)
+            meter.process.kill()
+        serve_one(ring, 10, ENGINE_ID.replace("chatcmpl-1", "chatcmpl-2"), first_step=10)
+        time.sleep(1.5)
+        with running(tmp_path, board.environment()) as meter:
+            until(lambda: "readings_missing" in meter.totals().unattributed_j_by_cause)
+            serve_one(ring, 10, "chatcmpl-3-" + "c" * 32 + "00000000", first_step=20)
+            until(lambda: (meter.energy("c" * 32) or {}).get("settled"))
+            assert meter.settled()["energy_joules"] >= first["energy_joules"]
+            totals = meter.totals()
+        assert balanced(totals)
+        assert totals.requests == 3
+        assert totals.unattributed_j_by_cause["readings_missing"] > 250 * 1.5
+
+
+def test_a_second_engine_takes_the_ring_over(tmp_path: Path) -> None:
+    with lit_board(tmp_path) as board, running(tmp_path, board.environment()) as meter:
+        with engine(tmp_path) as ring:
+            until(lambda: json.loads(meter.get("/health")[1])["engine"])
+            serve_one(ring, 5)
+            ring.dispatch(99, time.monotonic_ns(), [(ring.open_request("never-done", 5, 0), 5, 0, 0, 0, 0, 0, 0, 0)])
+        with engine(tmp_path) as ring:
+            time.sleep(0.5)
+            serve_one(ring, 5, "chatcmpl-9-" + "9" * 32 + "00000000")
+            until(lambda: (meter.energy("9" * 32) or {}).get("settled"))
+        ledger = Ledger(tmp_path / "ledger.db", read_only=True)
+        reasons = {row.record.request_id: row.record.finish_reason for row in ledger.requests()}
+        assert reasons["never-done"] == "engine_lost"
+        assert balanced(ledger.totals())
+
+
+def test_a_second_meter_is_told_who_has_the_socket(tmp_path: Path) -> None:
+    with lit_board(tmp_path) as board, running(tmp_path, board.environment()) as meter:
+        second = start(tmp_path, board.environment())
+        assert refusal(second) == (
+            f"etameter: another meter (pid {meter.process.pid}) runs on {tmp_path}/run/meter.sock: "
+            "stop it, or set ETAMETER_RUN to another directory"
+        )
+        assert meter.ready()
+
+
+def test_a_port_in_use_is_named(tmp_path: Path) -> None:
+    with lit_board(tmp_path) as board, socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        line = refusal(start(tmp_path, board.environment(), port=port))
+        assert line.startswith(f"etameter: port {port} of 127.0.0.1 is not free")
+        assert not (tmp_path / "run" / "meter.sock").exists()
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (4, "may not read the GPU"),
+        (9, "driver isn't running"),
+        (15, "fallen off the bus"),
+        (3, "has no energy counter"),
+    ],
+)
+def test_an_nvml_that_fails_is_an_error_and_never_simulated(tmp_path: Path, code: int, words: str) -> None:
+    with lit_board(tmp_path) as board:
+        board.fail(Call.INIT if code == 9 else Call.ENERGY, code)
+        line = refusal(start(tmp_path, board.environment()))
+        assert words in line
+
+
+def refusal(meter: Meter) -> str:
+    """The one line with which a meter that can't run says so."""
+    _, stderr = meter.process.communicate(timeout=PATIENCE_S)
+    assert meter.process.returncode == 2, stderr
+    lines = stderr.strip().splitlines()
+    assert len(lines) == 1, stderr
+    return lines[0]
+
+
+def test_sigterm_writes_what_is_settled_and_leaves_no_socket(tmp_path: Path) -> None:
+    with lit_board(tmp_path) as board, running(tmp_path, board.environment()) as meter, engine(tmp_path) as ring:
+        until(lambda: json.loads(meter.get("/health")[1])["engine"])
+        serve_one(ring, 5)
+        until(meter.settled)
+        meter.process.send_signal(signal.SIGTERM)
+        assert meter.process.wait(PATIENCE_S) == 0
+        assert not (tmp_path / "run" / "meter.sock").exists()
+        assert balanced(meter.totals())
