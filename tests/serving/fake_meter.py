@@ -77,7 +77,7 @@ class FakeMeter:
         """The messages of that kind, once there are `count`."""
 
         def enough() -> bool:
-            return sum(message["type"] == kind for message in self.messages) >= count
+            return len([message for message in self.messages if message["type"] == kind]) >= count
 
         with self._heard:
             assert self._heard.wait_for(enough, timeout_s), f"{count} × {kind} expected, heard {self.messages}"

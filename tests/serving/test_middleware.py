@@ -7,7 +7,7 @@ import re
 import sys
 import time
 import types
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +140,7 @@ class Client:
 
 
 @contextlib.asynccontextmanager
-async def client_of(app: Any, *, connected: bool = True) -> Any:
+async def client_of(app: Any, *, connected: bool = True) -> AsyncIterator[Client]:
     metered = EnergyMiddleware(app)
     metered.link.start()
     if connected:

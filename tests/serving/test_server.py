@@ -35,8 +35,8 @@ def client(server: RealServer, meter: FakeMeter) -> Iterator[openai.OpenAI]:
 
 
 def chat(client: openai.OpenAI, content: str, **more: Any) -> Any:
-    more = {"max_tokens": 6, "temperature": 0, "extra_body": {"ignore_eos": True}} | more
-    return client.chat.completions.create(model=MODEL_NAME, messages=[{"role": "user", "content": content}], **more)
+    options: dict[str, Any] = {"max_tokens": 6, "temperature": 0, "extra_body": {"ignore_eos": True}} | more
+    return client.chat.completions.create(model=MODEL_NAME, messages=[{"role": "user", "content": content}], **options)
 
 
 def accounts(server: RealServer, answer: Any, count: int = 1) -> list[Account]:
@@ -70,7 +70,7 @@ def test_chat(server: RealServer, client: openai.OpenAI, meter: FakeMeter) -> No
 
 
 def test_completions(server: RealServer, client: openai.OpenAI) -> None:
-    answer = client.completions.create(model=MODEL_NAME, prompt=["The sky is", "Grass is very"], max_tokens=4)
+    answer: Any = client.completions.create(model=MODEL_NAME, prompt=["The sky is", "Grass is very"], max_tokens=4)
     assert answer.energy["energy_joules"] == ENERGY["energy_joules"]
     first, second = accounts(server, answer, 2)
     assert first.prompt_tokens + second.prompt_tokens == answer.usage.prompt_tokens
