@@ -62,8 +62,7 @@ def discover(powercap: Path = POWERCAP) -> list[RaplCounter]:
     Raises CounterError: `absent` where the kernel shows no package (most virtual machines), `no_permission` where it
     does and this user may not read it, `read_failed` where reading fails.
     """
-    domains = [domain for domain in sorted(powercap.glob("*-rapl:*")) if domain.name.count(":") == 1]
-    packages = [domain for domain in domains if _text(domain / "name").startswith("package-")]
+    packages = [domain for domain in sorted(powercap.glob("*-rapl:*")) if _text(domain / "name").startswith("package-")]
     if not packages:
         raise CounterError(
             "absent",

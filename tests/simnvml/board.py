@@ -165,6 +165,7 @@ class Board:
         base_mj: int = 1_000_000_000,
     ) -> None:
         assert 0 <= gpus <= _MAX_GPUS
+        library()  # built before a schedule is laid out, which starts from now
         self.path = path
         size = ctypes.sizeof(_Header) + gpus * ctypes.sizeof(Gpu)
         with path.open("wb+") as file:

@@ -249,20 +249,62 @@ def test_a_call_takes_its_latency(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "code", [pynvml.NVML_ERROR_NO_PERMISSION, pynvml.NVML_ERROR_NOT_SUPPORTED, pynvml.NVML_ERROR_UNKNOWN]
 )
-def test_errors_hit_their_calls_their_gpu_and_their_time(tmp_path: Path, code: int) -> None:
+def test_errors_hit_their_calls_and_their_gpu(tmp_path: Path, code: int) -> None:
     with Board(tmp_path / "board", gpus=2) as board:
         first, second = handle(board, 0), handle(board, 1)
-        board.fail(Call.ENERGY, code, gpu=1, from_ns=now_ns(), until_ns=now_ns() + 200 * MS)
+        board.fail(Call.ENERGY, code, gpu=1)
         assert code_of(lambda: read_mj(second)) == code
         assert pynvml.nvmlDeviceGetFieldValues(second, [83])[0].nvmlReturn == code
         assert pynvml.nvmlDeviceGetPowerUsage(second) == 0
         assert read_mj(first) == 10**9
-        at(now_ns() + 200 * MS)
-        assert read_mj(second) == 10**9
         board.fail(Call.INIT, code)
         assert code_of(pynvml.nvmlInit) == code
         board.heal()
         pynvml.nvmlInit()
+        assert read_mj(second) == 10**9
+
+
+def test_errors_hit_their_time(tmp_path: Path) -> None:
+    with Board(tmp_path / "board") as board:
+        device, from_ns = handle(board), now_ns() + 200 * MS
+        until_ns = from_ns + 200 * MS
+        board.fail(Call.ENERGY, pynvml.NVML_ERROR_UNKNOWN, from_ns=from_ns, until_ns=until_ns)
+        while (before_ns := now_ns()) < until_ns + 100 * MS:
+            try:
+                read_mj(device)
+            except pynvml.NVMLError:
+                assert from_ns < now_ns()
+                assert before_ns < until_ns
+            else:
+                assert before_ns < from_ns or until_ns < now_ns()
+
+
+ASKED: dict[Call, Callable[[object], object]] = {
+    Call.ENERGY: pynvml.nvmlDeviceGetTotalEnergyConsumption,
+    Call.POWER: pynvml.nvmlDeviceGetPowerUsage,
+    Call.LIMITS: pynvml.nvmlDeviceGetEnforcedPowerLimit,
+    Call.CLOCKS: lambda device: pynvml.nvmlDeviceGetClockInfo(device, 0),
+    Call.TEMPERATURE: lambda device: pynvml.nvmlDeviceGetTemperatureV(device, 0),
+    Call.MODES: pynvml.nvmlDeviceGetPersistenceMode,
+    Call.PROCESSES: pynvml.nvmlDeviceGetComputeRunningProcesses,
+    Call.MEMORY: pynvml.nvmlDeviceGetMemoryInfo,
+    Call.HANDLE: pynvml.nvmlDeviceGetUUID,
+    Call.SYSTEM: lambda _: pynvml.nvmlDeviceGetCount(),
+}
+
+
+@pytest.mark.parametrize("calls", list(ASKED))
+def test_a_fault_hits_its_class_of_calls_alone(tmp_path: Path, calls: Call) -> None:
+    with Board(tmp_path / "board") as board:
+        device = handle(board)
+        board.fail(calls, pynvml.NVML_ERROR_UNKNOWN)
+        failing = set()
+        for asked, ask in ASKED.items():
+            try:
+                ask(device)
+            except pynvml.NVMLError:
+                failing.add(asked)
+        assert failing == {calls}
 
 
 def test_a_lost_gpu_answers_nothing_until_it_is_back(tmp_path: Path) -> None:
@@ -293,11 +335,14 @@ def test_a_frozen_counter_stands_still_and_then_catches_up(tmp_path: Path) -> No
     with Board(tmp_path / "board", energy=Sensor(period_ns=10 * MS), base_mj=NO_BASE) as board:
         start_ns = now_ns() // (10 * MS) * 10 * MS
         board.set_power_w(0, [(start_ns - SECOND, 100.0)])
-        board.freeze(Call.ENERGY, start_ns, until_ns=start_ns + 200 * MS)
+        thawed_ns = start_ns + 400 * MS
+        board.freeze(Call.ENERGY, start_ns, until_ns=thawed_ns)
         device = handle(board)
-        assert {read_mj(device) for _ in range(100)} == {100_000}
-        at(start_ns + 200 * MS)
-        assert read_mj(device) >= 120_000
+        shown = [(read_mj(device), now_ns())]
+        while shown[-1][1] < thawed_ns:
+            shown.append((read_mj(device), now_ns()))
+        assert {energy_mj for energy_mj, read_ns in shown if read_ns < thawed_ns} == {100_000}
+        assert read_mj(device) >= 140_000
 
 
 @pytest.mark.parametrize("sensor", [Sensor(period_ns=10 * MS), Sensor(10 * MS, window_ns=MS, part_time=True)])
