@@ -3,7 +3,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from etameter.records import Edge, Interval, ReadFailure
@@ -13,6 +13,7 @@ pytestmark = pytest.mark.unit
 
 GPU = "GPU-0"
 MS = 1_000_000
+unhurried = settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def edge(at_ms: float, energy_mj: int, half_width_ms: float = 2.5) -> Edge:
@@ -239,7 +240,7 @@ def edges_of(found: list[Edge | ReadFailure]) -> list[Edge]:
 
 
 @given(histories(), st.sampled_from([None, 300.0]))
-@settings(max_examples=300)
+@unhurried
 def test_every_joule_of_every_epoch_is_in_one_interval(found: list[Edge | ReadFailure], limit_w: float | None) -> None:
     timeline = Timeline(GPU, power_limit_w=limit_w)
     for one in found:
@@ -257,7 +258,7 @@ def test_every_joule_of_every_epoch_is_in_one_interval(found: list[Edge | ReadFa
 
 
 @given(histories(), st.lists(st.floats(0, 1), min_size=3, max_size=3).map(sorted), st.sampled_from([None, 300.0]))
-@settings(max_examples=300)
+@unhurried
 def test_energy_between_is_additive_monotone_and_bounded(
     found: list[Edge | ReadFailure], shares: list[float], limit_w: float | None
 ) -> None:
@@ -279,6 +280,7 @@ def test_energy_between_is_additive_monotone_and_bounded(
 
 
 @given(histories(), st.integers(0, 10**9))
+@unhurried
 def test_where_the_counter_started_is_of_no_account(found: list[Edge | ReadFailure], base_mj: int) -> None:
     shifted = [
         Edge(GPU, one.t_ns, one.half_width_ns, one.energy_mj + base_mj) if isinstance(one, Edge) else one
@@ -289,6 +291,7 @@ def test_where_the_counter_started_is_of_no_account(found: list[Edge | ReadFailu
 
 
 @given(histories(), st.data())
+@unhurried
 def test_a_merged_interval_is_the_sum_of_its_parts(found: list[Edge | ReadFailure], data: st.DataObject) -> None:
     """Additivity over adjacent intervals: taking often or once, with long or short intervals, moves no joule."""
     least_ns = data.draw(st.integers(1, 10**10))
