@@ -31,7 +31,7 @@ demo: $(CORE)  ## meter a real vLLM server (MODEL=, URL=, PROFILE= choose)
 test: test-unit test-engine  ## run all tests that need no GPU
 
 test-unit: $(DEV)  ## run the quick tests
-	$(BIN)/python -m pytest -m unit -n 2
+	$(BIN)/python -m pytest -m "unit and not slow and not gpu" -n 2
 
 test-engine: $(ENGINE)  ## run the tests that start a real vLLM
 	$(BIN)/python -m pytest -m "(engine or server or boot) and not slow and not gpu"
