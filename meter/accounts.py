@@ -27,7 +27,7 @@ from etameter.records import (
 )
 from etameter.roofline import QWEN3_8B, board_of, roofline_prior, shape_of
 from etameter.serving.ring import Record, RingHeader
-from etameter.steps import RequestProgress, StepAssembler
+from etameter.steps import Missing, RequestProgress, StepAssembler
 from etameter.timeline import Timeline
 
 METHOD = "step-cost"
@@ -268,8 +268,7 @@ class Accounts:
         settlement = attribute(interval, start_ns, end_ns, work, gpu.fit.costs, started_ns, assembler.missing)
         ended = [step for step in steps if start_ns < step.done_ns <= end_ns]
         gpu.fit.add_steps(work_of(ended))
-        balance = settlement.balance
-        if not balance.unattributed_j_by_cause and start_ns >= started_ns:
+        if interval.cause is None and start_ns >= started_ns and not _touches(assembler.missing, start_ns, end_ns):
             gpu.fit.add_interval(interval)
             gpu.unfitted += 1
             if gpu.unfitted >= FIT_EVERY_INTERVALS:
@@ -437,6 +436,10 @@ class Accounts:
                 if costs.intervals
             },
         )
+
+
+def _touches(spans: Iterable[Missing], start_ns: int, end_ns: int) -> bool:
+    return any(span.start_ns < end_ns and span.end_ns > start_ns for span in spans)
 
 
 def _lost(row: RequestRow, now_ns: int) -> RequestRow:

@@ -26,8 +26,10 @@ WINDOW_INTERVALS = 600
 MIN_INTERVALS = 20
 LAGS_NS = tuple(range(0, 201_000_000, 10_000_000))
 OTHER_LAGS = 2
-LAG_GAIN = 0.9
+LAG_GAIN = 0.95
 """Another lag is taken only if it leaves less than this share of the misfit of the one in use."""
+HUBER = 2.5
+"""An interval further off than so many deviations pulls no harder for it."""
 STEP_NOISE = 0.04
 """Relative noise of a step's energy beside the model, the least that is ever assumed."""
 
@@ -157,6 +159,9 @@ def prior(energy: Sequence[float], time_s: Sequence[float]) -> Costs:
 class CostFit:
     """Fits `Costs` of one GPU on a trailing window, by non-negative least squares with a ridge towards a prior.
 
+    Intervals that fit badly pull less than those that fit (Huber's weights): a neighbour on the card must not move the model, and yet
+    none is left out, or a wrong model would never learn better.
+
     The lag between work and publication is the one of `LAGS_NS` under which the window's work explains its energy best; a steady load
     can't tell one lag from another, and then the one in use stays.
     """
@@ -195,19 +200,22 @@ class CostFit:
         steps = _Knots.of(self._steps)
         lag_ns = self._lag_ns(steps, starts, ends, joules, deviation)
         design = steps.between(starts - lag_ns, ends - lag_ns)
-        scale = 1.0
-        for _ in range(2):  # the second pass weighs by the noise that the first one saw
-            weights = 1.0 / (scale * deviation)
-            energy, covariance = ridge_nnls(design * weights[:, None], joules * weights, self._prior)
-            residual = (joules - design @ energy) / deviation
-            degrees = max(len(joules) - len(TERMS), 1)
-            scale = max(float(np.sqrt(np.sum(residual**2) / degrees)), 0.25)
-        residual_w = float(np.sqrt(np.mean((joules - design @ energy) ** 2)) / np.mean(joules))
+        trust = np.ones(len(joules)) / deviation
+        for _ in range(3):
+            energy, covariance = ridge_nnls(design * trust[:, None], joules * trust, self._prior)
+            residual = np.abs(joules - design @ energy) / deviation
+            scale = max(
+                1.4826 * float(np.median(residual)), 0.25
+            )  # the noise, as the better half of the intervals shows it
+            huber = np.minimum(1.0, HUBER * scale / np.maximum(residual, 1e-12))
+            trust = np.sqrt(huber) / (scale * deviation)
+        spread_j = float(np.sqrt(np.average((joules - design @ energy) ** 2, weights=huber)))
+        steps_in_interval = max(float(np.mean(design[:, 1])), 1.0)
         self.costs = Costs(
             energy=energy,
             covariance=covariance,
             time_s=self._time(steps),
-            step_noise=max(STEP_NOISE, residual_w * max(float(np.mean(design[:, 1])), 1.0) ** 0.5),
+            step_noise=max(STEP_NOISE, spread_j / float(np.mean(joules)) * steps_in_interval**0.5),
             intervals=len(joules),
             lag_ns=lag_ns,
         )
@@ -223,7 +231,8 @@ class CostFit:
             lag_ns = LAGS_NS[index]
             design = steps.between(starts - lag_ns, ends - lag_ns) / deviation[:, None]
             energy, _ = ridge_nnls(design, joules / deviation, self._prior)
-            misfit[lag_ns] = float(np.sum((joules / deviation - design @ energy) ** 2))
+            off = np.abs(joules / deviation - design @ energy)
+            misfit[lag_ns] = float(np.sum(np.where(off < HUBER, off**2, HUBER * (2 * off - HUBER))))
         best = min(misfit, key=misfit.__getitem__)
         return best if misfit[best] < LAG_GAIN * misfit[self.costs.lag_ns] else self.costs.lag_ns
 

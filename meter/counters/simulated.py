@@ -86,7 +86,6 @@ def step_cost(board: Board, shape: ModelShape, rows: tuple[Row, ...]) -> StepCos
 
 @dataclass(slots=True)
 class _Burning:
-    step_id: int
     left_j: float
     power_w: float
 
@@ -106,7 +105,7 @@ class SlowMotionBoard:
         self._queued: dict[int, tuple[int, StepCost]] = {}
         self._prefill_s, self._step_s = 0.002, 0.05  # the CPU's pace per prefill token and step, learned below
         self._rows: dict[int, tuple[int, int]] = {}
-        self._started_ns = start_ns
+        self._started_ns, self._began_j = start_ns, 0.0
         self._history: deque[tuple[int, float]] = deque([(start_ns, 0.0)], maxlen=4096)
 
     @property
@@ -159,24 +158,23 @@ class SlowMotionBoard:
         prefill_tokens, cost = self._queued[step_id]
         expected_s = self._step_s + self._prefill_s * prefill_tokens
         dynamic_j = max(cost.energy_j - self.idle_w * expected_s, 0.0)
-        self._burning = _Burning(step_id, dynamic_j, dynamic_j / expected_s)
-        self._started_ns = self._now_ns
+        self._burning = _Burning(dynamic_j, dynamic_j / expected_s)
+        self._started_ns, self._began_j = self._now_ns, self.true_j
 
     def _end(self, step_id: int, t_ns: int) -> None:
         self.advance(t_ns)
         prefill_tokens, cost = self._queued.pop(step_id)
-        if self._burning and self._burning.step_id == step_id:
-            self.true_j += self._burning.left_j  # it ended sooner than foreseen
-            self._history.append((self._now_ns, self.true_j))
+        self.true_j = max(self.true_j, self._began_j + cost.energy_j)  # it ended sooner than foreseen
+        self._history.append((self._now_ns, self.true_j))
         self._burning = None
         seconds = (self._now_ns - self._started_ns) * 1e-9
         self.gpu_s += cost.gpu_s
         self.cpu_s += seconds
         if prefill_tokens:
             pace_s = max(seconds - self._step_s, 0.0) / prefill_tokens
-            self._prefill_s += 0.2 * (pace_s - self._prefill_s)
+            self._prefill_s += 0.5 * (pace_s - self._prefill_s)
         else:
-            self._step_s += 0.2 * (seconds - self._step_s)
+            self._step_s += 0.5 * (seconds - self._step_s)
         if self._queued:
             self._begin(next(iter(self._queued)), self._now_ns)
 
