@@ -7,6 +7,7 @@ energy is that of the CPU package (RAPL) where it can be read, else of a simulat
 import asyncio
 import os
 import re
+import shutil
 import socket
 import sys
 import tempfile
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Literal, Self
 from urllib.parse import urlsplit
 
@@ -22,7 +24,7 @@ from .conversation import Server, while_tended
 from .counters import nvml, rapl
 from .counters.simulated import SimulatedCounter
 from .demo_report import Exchange, Progress, Report
-from .errors import CounterError, EngineError
+from .errors import CounterError, EngineError, EtameterError
 from .ledger import Ledger
 from .serving import cpu_engine, gpu_engine, launch, small_model, streamed
 from .serving.child import complete, interruptible
@@ -65,7 +67,7 @@ def run(*, url: str | None, model: str | None, profile: Profile, as_json: bool) 
     cpu_engine.check_system()
     try:
         with interruptible(), Progress() as progress, tempfile.TemporaryDirectory(prefix="etameter-demo-") as folder:
-            os.environ["ETAMETER_RUN"] = folder  # a meter of the demo's own, beside any other
+            os.environ["ETAMETER_RUN"] = folder  # its own meter, beside any other
             report = _running(url, Path(folder), progress) if url else _own(model, profile, Path(folder), progress)
     except KeyboardInterrupt:
         return launch.INTERRUPTED
@@ -114,7 +116,7 @@ def _own(model: str | None, profile: Profile, folder: Path, progress: Progress) 
         progress.say(warning)
     server = f"http://127.0.0.1:{port}"
     with _Meter(folder, metering, profile, progress) as meter:
-        progress.begin(f"loading {name} into vLLM (log: {meter.log_path})")
+        progress.begin(f"loading {name} into vLLM")
         engine = launch.engine_service(served, options, meter.settings, meter.log)
         meter.supervisor.start(engine)
         meter.supervisor.wait_ready(engine, _ENGINE_START_S, progress.tick)
@@ -132,9 +134,7 @@ def _own(model: str | None, profile: Profile, folder: Path, progress: Progress) 
 
 def _running(url: str, folder: Path, progress: Progress) -> Report:
     """Meters a server that runs already: with its own receipts, else from here by the arrival of its tokens."""
-    url = url.rstrip("/").removesuffix("/v1")
-    if not re.fullmatch(r"https?://[^/?#]+(/[^?#]*)?", url):
-        raise EngineError(f"{url} is no address of a server", "give one such as http://127.0.0.1:8000")
+    url = address_of(url)
     progress.begin(f"looking at {url}")
     server, metered = asyncio.run(conversation.probe(url))
     if metered:
@@ -158,11 +158,19 @@ def _running(url: str, folder: Path, progress: Progress) -> Report:
     return report
 
 
+def address_of(url: str) -> str:
+    """The address without a final `/v1`. Raises EngineError for what is none."""
+    bare = url.rstrip("/").removesuffix("/v1")
+    if not re.fullmatch(r"https?://[^/?#]+(/[^?#]+)?", bare):
+        raise EngineError(f"{url} is no address of a server", "give one such as http://127.0.0.1:8000")
+    return bare
+
+
 def _counter_for(url: str) -> Metering:
     """The counter of this machine, if the server runs here and there is one. Raises EngineError, CounterError."""
     host = urlsplit(url).hostname or ""
     unmetered = f"the server at {url} runs without etameter"
-    if not _is_here(host):
+    if not is_here(host):
         remedy = "start it with `etameter serve MODEL`, or run this demo where its GPU is"
         raise EngineError(f"{unmetered}, and on another machine", remedy)
     metering = find_counter("h100")
@@ -172,7 +180,7 @@ def _counter_for(url: str) -> Metering:
     return metering
 
 
-def _is_here(host: str) -> bool:
+def is_here(host: str) -> bool:
     """Whether the name is one of this machine's own: only to such an address can a socket be bound."""
     try:
         found = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)
@@ -238,18 +246,13 @@ class _Meter:
     def __init__(self, folder: Path, metering: Metering, profile: Profile, progress: Progress) -> None:
         self._progress = progress
         self._metering = metering
-        kept = config.state_dir() / "demo"
-        kept.mkdir(parents=True, exist_ok=True, mode=0o700)
-        ledger = kept / "ledger.db"
-        for part in kept.glob("ledger.db*"):
-            part.unlink()
+        self.log_path = folder / "log.txt"
         self._config_file = folder / "etameter.toml"
         self._config_file.touch()  # in place of the user's, whose arms and counters are not the demo's
         simulated = profile if metering.counter == "simulated" else None
-        meter = {"port": free_port(METER_PORT), "ledger": ledger, "simulate_gpu": simulated}
+        meter = {"port": free_port(METER_PORT), "ledger": folder / "ledger.db", "simulate_gpu": simulated}
         self.settings = config.load(self._config_file, {"meter": meter, "serve": {"engine": f"demo-{os.getpid()}"}})
         self.url = f"http://127.0.0.1:{self.settings.meter.port}"
-        self.log_path = kept / "log.txt"
         self.ring_path = config.ring_path(self.settings.serve.engine)
         self.supervisor = launch.Supervisor(progress.say, self.settings.serve.restart_backoff_s)
 
@@ -263,10 +266,14 @@ class _Meter:
             self._undo = undo.pop_all()
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
         self._progress.begin("stopping what was started")
         self._undo.close()
         self._progress.end()
+        if kind is not None and issubclass(kind, EtameterError):
+            self._progress.say(f"what vLLM and the meter said: {kept() / self.log_path.name}")
 
     def log(self, line: str) -> None:
         """Keeps a line of what a process of the demo says."""
@@ -280,7 +287,7 @@ class _Meter:
         if self.settings.meter.simulate_gpu is not None:
             with closing(SimulatedCounter(config.board_path(self.settings.serve.engine))) as board:
                 slow_motion = board.slow_motion
-        addresses = {"meter (stopped)": f"{self.url}/metrics", "ledger": str(self.settings.ledger)}
+        addresses = {"meter (stopped)": f"{self.url}/metrics", "ledger and log": str(kept())}
         return Report(
             exchanges,
             method=self._metering.why,
@@ -291,6 +298,16 @@ class _Meter:
         )
 
     def _clean_up(self) -> None:
+        """Keeps ledger and log in place of those of the demo before, and removes the rest."""
         self._log.close()
         for left in (self.ring_path, config.board_path(self.settings.serve.engine)):
             left.unlink(missing_ok=True)
+        kept().mkdir(parents=True, exist_ok=True, mode=0o700)
+        for file in (self.settings.ledger, self.log_path):
+            if file.exists():
+                shutil.copyfile(file, kept() / file.name)
+
+
+def kept() -> Path:
+    """Where a demo leaves its ledger and its log."""
+    return config.state_dir() / "demo"

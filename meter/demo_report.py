@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -85,8 +86,8 @@ def balance_line(totals: Totals, shown_j: float) -> str:
     unattributed_j = sum(totals.unattributed_j_by_cause.values())
     causes = ", ".join(f"{cause} {joules:.3f}" for cause, joules in totals.unattributed_j_by_cause.items() if joules)
     return (
-        f"requests {totals.requests_j:.3f} (warm-up {totals.requests_j - shown_j:.3f}) + idle {totals.idle_j:.3f} + overhead {totals.engine_overhead_j:.3f} "
-        f"+ unattributed {unattributed_j:.3f}{f' ({causes})' if causes else ''} = counter {totals.measured_j:.3f} J "
+        f"requests {totals.requests_j:.3f} (warm-up {totals.requests_j - shown_j:.3f}) + idle {totals.idle_j:.3f} "
+        f"+ overhead {totals.engine_overhead_j:.3f} + unattributed {unattributed_j:.3f}{f' ({causes})' if causes else ''} = counter {totals.measured_j:.3f} J "
         f"(differs by {totals.residual_j:.1e} J)  source={'+'.join(sorted(totals.sources))}"
     )
 
@@ -94,35 +95,34 @@ def balance_line(totals: Totals, shown_j: float) -> str:
 def show(report: Report) -> None:
     """Prints the report for people."""
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    say = partial(console.print, soft_wrap=True)
     source = "+".join(report.sources) or "none"
     simulated = "simulated" in report.sources
-    console.print()
+    say()
     if simulated:
-        console.print("[bold]SIMULATED: no figure below is a measurement of hardware.[/bold]")
-    console.print(report.method)
+        say("[bold]SIMULATED: no figure below is a measurement of hardware.[/bold]")
+    say(report.method)
     if report.slow_motion is not None:
-        console.print(
+        say(
             f"Slow motion: {report.slow_motion:.3g} modelled GPU seconds for each second of this machine's steps; "
             "energies are those of the modelled GPU."
         )
     console.print(_table(report, simulated=simulated))
     sums = list(arm_sums(report.exchanges))
     for total in sums:
-        console.print(
+        say(
             f"{total.arm}: {total.energy_j:.2f} J for {total.requests} requests, {total.output_tokens} output tokens, "
             f"{_wh(total.wh_per_output_token)} Wh/output token  source={source}"
         )
-    console.print(NO_VERDICT)
+    say(NO_VERDICT)
     if report.totals is not None:
-        console.print(balance_line(report.totals, sum(total.energy_j for total in sums)))
-    console.print(
-        "± is the half-width of the meter's 95 % interval; a real board's gain adds about ±5 %, equal for all."
-    )
+        say(balance_line(report.totals, sum(total.energy_j for total in sums)))
+    say("± is the half-width of the meter's 95 % interval; a real board's gain adds about ±5 %, equal for all.")
     for remark in report.remarks:
-        console.print(remark)
+        say(remark)
     for what, where in report.addresses.items():
-        console.print(f"{what}: {where}", soft_wrap=True)
-    console.print("next: `etameter serve MODEL`")
+        say(f"{what}: {where}")
+    say("next: `etameter serve MODEL`")
 
 
 def _table(report: Report, *, simulated: bool) -> Table:

@@ -144,7 +144,9 @@ class Supervisor:
         running.deaths = 1 if now_s - running.started_s > _STEADY_S else running.deaths + 1
         wait_s = min(self._backoff_s * 2 ** (running.deaths - 1), _BACKOFF_LIMIT_S)
         running.restart_at_s = now_s + wait_s
-        ended = f"{_exit(running.child.exit_code)}: {reason_of_death(running.child.last_words())}"
+        ended = _exit(running.child.exit_code)
+        if running.child.exit_code > 0:
+            ended += f": {reason_of_death(running.child.last_words())}"
         self._say(f"{running.service.name} ended ({ended}); serving goes on; it is started again in {wait_s:g} s")
 
 
@@ -211,17 +213,19 @@ def _serve(model: str, options: Sequence[str], settings: config.Config, config_f
     if warning:
         _say(warning)
     server = engine_service(model, options, settings, sink=_pass_on)
-    with Supervisor(_say, settings.serve.restart_backoff_s) as supervisor:
-        start_metering(supervisor, settings, config_file)
-        supervisor.start(server)
-        supervisor.wait_ready(server, timeout_s=float("inf"))
-        host, port = address(options)
-        _say(
-            f"serving {model} on http://{host}:{port}, the meter is on http://{settings.meter.host}:{settings.meter.port}"
-        )
-        while True:
-            supervisor.tend()
-            time.sleep(_POLL_S)
+    try:
+        with Supervisor(_say, settings.serve.restart_backoff_s) as supervisor:
+            start_metering(supervisor, settings, config_file)
+            supervisor.start(server)
+            supervisor.wait_ready(server, timeout_s=float("inf"))
+            host, port = address(options)
+            meter = f"http://{settings.meter.host}:{settings.meter.port}"
+            _say(f"serving {model} on http://{host}:{port}, the meter is on {meter}")
+            while True:
+                supervisor.tend()
+                time.sleep(_POLL_S)
+    finally:
+        config.ring_path(settings.serve.engine).unlink(missing_ok=True)  # nobody writes or reads it any more
 
 
 def start_metering(

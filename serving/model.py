@@ -20,7 +20,7 @@ _NONE_THERE = {http.HTTPStatus.UNAUTHORIZED, http.HTTPStatus.NOT_FOUND}
 
 def check(model: str) -> None:
     """Raises EngineError for what is no directory with a model, has no name that a hub could know, or is unknown to the hub."""
-    path = Path(model).expanduser()
+    path = Path(model)
     if path.is_dir():
         if not any((path / name).exists() for name in ("config.json", "params.json")):
             remedy = "name a directory with a config.json, or a model on the hub as owner/name"

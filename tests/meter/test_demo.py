@@ -1,0 +1,146 @@
+"""The demo's report, and how it chooses what to meter. The demo itself is run by tests/test_boot.py."""
+
+import json
+import socket
+
+import pytest
+
+from etameter import demo, demo_report
+from etameter.counters import nvml, rapl
+from etameter.demo_report import Exchange, Report, arm_sums, balance_line
+from etameter.errors import CounterError, EngineError
+from etameter.ledger import Totals
+
+pytestmark = pytest.mark.unit
+
+
+def _energy(prompt_j: float, output_j: float) -> dict[str, object]:
+    return {
+        "energy_joules": prompt_j + output_j,
+        "prompt_joules": prompt_j,
+        "output_joules": output_j,
+        "error_joules": 0.5,
+        "wh_per_output_token": 0.001,
+        "settled": True,
+        "source": "simulated",
+        "counter": "simulated",
+    }
+
+
+#              prompt J  output J  tokens  paid decode steps
+# a/plain           1.0      36.0      11                 10
+# b/plain           2.0      72.0      21                 20
+# a/terse           3.0       0.0       1                  0
+# b/terse       no receipt              5
+EXCHANGES = [
+    Exchange("a", "plain", 7, 11, _energy(1.0, 36.0)),
+    Exchange("a", "terse", 9, 1, _energy(3.0, 0.0)),
+    Exchange("b", "plain", 8, 21, _energy(2.0, 72.0)),
+    Exchange("b", "terse", 9, 5, None, "meter_away"),
+]
+TOTALS = Totals(
+    requests_j=120.0,
+    idle_j=10.0,
+    engine_overhead_j=5.0,
+    unattributed_j_by_cause={"stale": 1.0, "reset": 0.0},
+    measured_j=136.5,
+    host_bubble_j=0.0,
+    requests=5,
+    sources=frozenset({"simulated"}),
+)
+
+
+def test_an_arms_sum_leaves_out_first_tokens_and_requests_without_a_receipt() -> None:
+    plain, terse = arm_sums(EXCHANGES)
+    assert (plain.arm, plain.requests, plain.energy_j, plain.output_tokens) == ("plain", 2, 111.0, 32)
+    assert plain.wh_per_output_token == pytest.approx(108.0 / 3600 / 30)
+    assert (terse.arm, terse.requests, terse.energy_j, terse.output_tokens) == ("terse", 1, 3.0, 1)
+    assert terse.wh_per_output_token is None
+
+
+def test_the_balance_line_adds_up_and_says_what_it_misses() -> None:
+    assert balance_line(TOTALS, shown_j=114.0) == (
+        "requests 120.000 (warm-up 6.000) + idle 10.000 + overhead 5.000 + unattributed 1.000 (stale 1.000) "
+        "= counter 136.500 J (differs by 5.0e-01 J)  source=simulated"
+    )
+
+
+def test_every_line_with_a_figure_names_its_source(capsys: pytest.CaptureFixture[str]) -> None:
+    report = Report(EXCHANGES, method="Metered: a test.", totals=TOTALS, counter="simulated", slow_motion=0.125)
+    demo_report.show(report)
+    lines = capsys.readouterr().out.splitlines()
+    assert "SIMULATED" in next(line for line in lines if line)
+    figures = [line for line in lines if " J" in line.replace("± J", "") or line.startswith("│")]
+    assert len([line for line in figures if "simulated" in line]) == len(figures) - 2  # the head, and b/terse
+    assert any("meter_away" in line for line in figures)
+    assert any("0.125 modelled GPU seconds" in line for line in lines)
+    assert lines[-1] == "next: `etameter serve MODEL`"
+
+
+def test_the_report_as_json_has_what_the_table_has() -> None:
+    report = Report(EXCHANGES, method="Metered: a test.", totals=TOTALS, counter="simulated")
+    read = json.loads(demo_report.as_json(report))
+    assert read["source"] == "simulated"
+    assert [request["energy"] and request["energy"]["energy_joules"] for request in read["requests"]] == [
+        37,
+        3,
+        74,
+        None,
+    ]
+    assert read["arms"]["plain"]["energy_joules"] == 111.0
+    assert read["balance"]["counter_joules"] == 136.5
+    assert read["balance"]["residual_joules"] == 0.5
+
+
+def _fail(cause: str) -> object:
+    def discover() -> list[object]:
+        raise CounterError(cause, f"because {cause}", "mend it")
+
+    return discover
+
+
+def test_without_nvml_and_rapl_a_board_is_simulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nvml, "discover", _fail("library_missing"))
+    monkeypatch.setattr(rapl, "discover", _fail("no_permission"))
+    metering = demo.find_counter("a100")
+    assert metering.counter == "simulated"
+    assert "a simulated A100" in metering.why
+    assert "because no_permission" in metering.why
+
+
+def test_rapl_stands_in_only_where_no_nvml_library_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nvml, "discover", _fail("library_missing"))
+    monkeypatch.setattr(rapl, "discover", list)
+    assert demo.find_counter("h100").counter == "rapl"
+
+
+@pytest.mark.parametrize("cause", ["driver_not_loaded", "no_permission", "library_broken", "mig", "nvml_error"])
+def test_an_nvml_that_fails_is_never_passed_over(cause: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nvml, "discover", _fail(cause))
+    monkeypatch.setattr(rapl, "discover", list)
+    with pytest.raises(CounterError, match=f"because {cause}"):
+        demo.find_counter("h100")
+
+
+def test_a_port_that_is_taken_is_replaced() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        taken = listener.getsockname()[1]
+        other = demo.free_port(taken)
+        assert other != taken
+    assert demo.free_port(taken) == taken
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "192.0.2.1", "no.such.host.invalid"])
+def test_only_this_machines_counter_is_taken_for_a_server(host: str) -> None:
+    assert demo.is_here(host) == (host in {"127.0.0.1", "localhost", "::1"})
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://x", "http://", "http:///v1"])
+def test_what_is_no_address_is_refused(url: str) -> None:
+    with pytest.raises(EngineError, match="is no address of a server"):
+        demo.address_of(url)
+
+
+def test_an_address_is_taken_with_and_without_its_tail() -> None:
+    for url in ("http://host:8000", "http://host:8000/", "http://host:8000/v1", "http://host:8000/v1/"):
+        assert demo.address_of(url) == "http://host:8000"
