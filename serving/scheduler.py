@@ -60,18 +60,18 @@ def _metered(base: Any) -> Any:
         def __init__(self, *args: Any, **arguments: Any) -> None:
             super().__init__(*args, **arguments)
             self._steps: StepWriter | None = None
-            try:
-                self._steps = StepWriter(open_ring(self.vllm_config))
-            except METERING_FAILURES as failure:
-                logger.warning("etameter: serving goes on unmetered: %s: %s", type(failure).__name__, failure)
-                return
+            self._note(self._begin)
+
+        def _begin(self) -> None:
+            ring = open_ring(self.vllm_config)
             logger.info(
                 "etameter: metering %s into %s. vLLM's warning about a custom scheduler class does not concern it: "
                 "asynchronous scheduling stays as configured (%s).",
                 base.__name__,
-                self._steps.ring.path,
-                "on" if self.scheduler_config.async_scheduling else "off",
+                ring.path,
+                "on" if self.vllm_config.scheduler_config.async_scheduling else "off",
             )
+            self._steps = StepWriter(ring)
 
         def add_request(self, request: Any) -> None:
             super().add_request(request)
@@ -87,7 +87,7 @@ def _metered(base: Any) -> Any:
 
         def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
             t_ns = time.monotonic_ns()
-            if self._steps is not None:
+            if self._steps is not None:  # before vLLM trims what was sampled
                 self._note(self._steps.done, scheduler_output, model_runner_output, t_ns)
             return super().update_from_output(scheduler_output, model_runner_output)
 
@@ -108,7 +108,7 @@ def _metered(base: Any) -> Any:
                 write(*what)
             except METERING_FAILURES as failure:
                 self._steps = None
-                logger.warning("etameter: metering ends, serving goes on: %s: %s", type(failure).__name__, failure)
+                logger.warning("etameter: serving goes on unmetered: %s: %s", type(failure).__name__, failure)
 
     return MeteredScheduler
 

@@ -1,0 +1,275 @@
+"""What metering costs the server: the scheduler hook per step, the middleware per streamed chunk.
+
+    python -m benchmarks.overhead [--quick]
+
+Each figure is a difference between two runs of the same code that alternate, with and without the meter. `--quick` plays vLLM with
+stand-ins that hand out the same objects; without it, the hook's time is also taken inside a real engine on CPU.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import gc
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from etameter.serving import scheduler
+from etameter.serving.link import MeterLink
+from etameter.serving.middleware import EnergyMiddleware
+from etameter.serving.ring import RingWriter
+
+HOOK_GOAL_US = 40.0
+CHUNK_GOAL_US = 10.0
+REQUESTS = 8
+CHUNKS = 128
+PROMPT_TOKENS = 512
+
+Measurement = Callable[[], Awaitable[float]]
+
+
+class PlayedScheduler:
+    """As much of vLLM's scheduler as the hook meets, with every request in steady decode."""
+
+    def __init__(self, vllm_config: Any) -> None:
+        self.vllm_config = vllm_config
+        self.requests: dict[str, Any] = {}
+
+    def add_request(self, request: Any) -> None:
+        self.requests[request.request_id] = request
+
+    def schedule(self) -> Any:
+        for request in self.requests.values():
+            request.num_computed_tokens += 1
+        return SimpleNamespace(
+            num_scheduled_tokens=dict.fromkeys(self.requests, 1),
+            total_num_scheduled_tokens=len(self.requests),
+            scheduled_new_reqs=[],
+            scheduled_spec_decode_tokens={},
+            scheduled_encoder_inputs={},
+        )
+
+    def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> None:
+        pass
+
+
+def request(number: int) -> Any:
+    return SimpleNamespace(
+        request_id=f"chatcmpl-{number:016x}-{number:040x}",
+        num_prompt_tokens=PROMPT_TOKENS,
+        num_computed_tokens=PROMPT_TOKENS,
+        num_preemptions=0,
+        lora_request=None,
+    )
+
+
+async def hook_us_per_step(directory: Path, requests: int, rounds: int, steps: int) -> list[float]:
+    """Microseconds a step, one figure a round."""
+    ring = RingWriter(directory / "overhead.ring", engine="overhead", model="none", dtype="none")
+    scheduler.open_ring = lambda _: ring  # there is no vLLM configuration to describe
+    config = SimpleNamespace(scheduler_config=SimpleNamespace(async_scheduling=True))
+    plain, metered = PlayedScheduler(config), scheduler._metered(PlayedScheduler)(config)  # noqa: SLF001
+    for number in range(requests):
+        plain.add_request(request(number))
+        metered.add_request(request(number))
+
+    async def run(one: Any) -> float:
+        began = time.perf_counter_ns()
+        for _ in range(steps):
+            one.update_from_output(one.schedule(), None)
+        return (time.perf_counter_ns() - began) / steps / 1000
+
+    return await paired(lambda: run(plain), lambda: run(metered), rounds)
+
+
+class SilentMeter:
+    """Answers every question at once, so that what is measured is the middleware."""
+
+    def __init__(self) -> None:
+        self.answered = 0
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):  # at the end it is hung up on
+            while line := await reader.readline():
+                message = json.loads(line)
+                if message["type"] == "ask":
+                    self.answered += 1
+                    answer = {"type": "energy", "receipt_id": message["receipt_id"], "energy": {"energy_joules": 1.0}}
+                    writer.write(json.dumps(answer).encode() + b"\n")
+        writer.close()
+
+
+def chunk(text: str, finish_reason: str | None = None) -> bytes:
+    """As vLLM writes it."""
+    choice = {
+        "index": 0,
+        "delta": {"content": text},
+        "logprobs": None,
+        "finish_reason": finish_reason,
+        "token_ids": None,
+    }
+    name, kind = "chatcmpl-8aec4f803311725a", "chat.completion.chunk"
+    payload = {"id": name, "object": kind, "created": 1795304491, "model": "model", "choices": [choice]}
+    return b"data: " + json.dumps(payload, separators=(",", ":")).encode() + b"\n\n"
+
+
+async def trivial_application(_: Any, receive: Any, send: Any) -> None:
+    """Streams an answer of `CHUNKS` chunks as fast as it can."""
+    await receive()
+    head = {
+        "type": "http.response.start",
+        "status": 200,
+        "headers": [(b"content-type", b"text/event-stream; charset=utf-8")],
+    }
+    await send(head)
+    for part in PARTS:
+        await send({"type": "http.response.body", "body": part, "more_body": True})
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+PARTS = [*(chunk(f" token {i}") for i in range(CHUNKS - 2)), chunk("", "stop"), b"data: [DONE]\n\n"]
+SCOPE = {
+    "type": "http",
+    "method": "POST",
+    "path": "/v1/chat/completions",
+    "root_path": "",
+    "headers": [(b"host", b"x")] * 8,
+}
+BODY = json.dumps({"model": "model", "stream": True, "messages": [{"role": "user", "content": "word " * 200}]}).encode()
+
+
+async def middleware_us_per_chunk(rounds: int, responses: int) -> list[float]:
+    """Microseconds a chunk of a streamed response, its share of what the request costs included; one figure a round."""
+    meter = SilentMeter()
+    metered = EnergyMiddleware(trivial_application)
+    server = await asyncio.start_unix_server(meter.serve, metered.link.socket_path)
+    await connected(metered.link)
+    metered.in_band = True  # there may be no vLLM here: its ids are not what is measured
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": BODY}
+
+    async def send(_: Any) -> None:
+        pass
+
+    async def run(application: Any) -> float:
+        began = time.perf_counter_ns()
+        for _ in range(responses):
+            await application(dict(SCOPE), receive, send)
+        return (time.perf_counter_ns() - began) / responses / CHUNKS / 1000
+
+    differences = await paired(lambda: run(trivial_application), lambda: run(metered), rounds)
+    assert meter.answered, "the meter was asked"
+    await metered.link.stop()
+    await asyncio.sleep(0.01)
+    server.close()
+    return differences
+
+
+async def connected(link: MeterLink) -> None:
+    link.start()
+    while link.ask("0" * 32, None).done():  # noqa: ASYNC110  # "away" is said at once
+        await asyncio.sleep(0.001)
+
+
+async def paired(plain: Measurement, metered: Measurement, rounds: int) -> list[float]:
+    """Metered - plain, once a round, in the order ABBA."""
+    differences = []
+    for i in range(rounds + 1):
+        first, second = (plain, metered) if i % 2 else (metered, plain)
+        took = {first: await first(), second: await second()}
+        differences.append(took[metered] - took[plain])
+    return differences[1:]  # the first round warms up
+
+
+def real_hook_us_per_step(model: str, directory: Path) -> list[float]:
+    """The hook's own calls inside a real engine that decodes `REQUESTS` requests on CPU."""
+    os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
+    os.environ |= {"VLLM_CPU_KVCACHE_SPACE": "1", "TORCHDYNAMO_DISABLE": "1", "ETAMETER_RING_DIR": str(directory)}
+    from vllm import LLM, SamplingParams
+
+    hook = "etameter.serving.scheduler.metered_scheduler"
+    llm: Any = LLM(model, dtype="bfloat16", max_model_len=512, enforce_eager=True, scheduler_cls=hook)
+    one = llm.llm_engine.engine_core.engine_core.scheduler
+    spent_ns = [0]
+    note, update, took_us = one._note, one.update_from_output, []  # noqa: SLF001
+
+    def timed_note(*what: Any) -> None:
+        began = time.perf_counter_ns()
+        note(*what)
+        spent_ns[0] += time.perf_counter_ns() - began
+
+    def update_and_collect(output: Any, results: Any) -> Any:
+        outputs = update(output, results)
+        if len(output.num_scheduled_tokens) == REQUESTS and output.total_num_scheduled_tokens == REQUESTS:
+            took_us.append(spent_ns[0] / 1000)
+        spent_ns[0] = 0
+        return outputs
+
+    one._note, one.update_from_output = timed_note, update_and_collect  # noqa: SLF001
+    llm.generate(
+        [f"{i} The sky is" for i in range(REQUESTS)], SamplingParams(max_tokens=130, ignore_eos=True), use_tqdm=False
+    )
+    llm.llm_engine.engine_core.shutdown()
+    return took_us
+
+
+def goal(name: str, values: list[float], limit: float | None = None) -> dict[str, Any]:
+    value = round(statistics.median(values), 3)
+    met = None if limit is None else value <= limit
+    return {"name": name, "value": value, "unit": "us", "goal": limit, "better": "lower", "met": met}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="under a minute, and without an engine")
+    parser.add_argument("--model", help="a local model for the real engine; without it the small one is converted")
+    options = parser.parse_args()
+    rounds, steps, responses = (20, 2000, 100) if options.quick else (60, 5000, 200)
+    with tempfile.TemporaryDirectory(prefix="etameter-overhead-") as name:
+        directory = Path(name)
+        os.environ["ETAMETER_RUN"] = name
+        gc.disable()
+        at_8 = asyncio.run(hook_us_per_step(directory, REQUESTS, rounds, steps))
+        at_256 = asyncio.run(hook_us_per_step(directory, 256, rounds, steps // 20))
+        per_chunk = asyncio.run(middleware_us_per_chunk(rounds, responses))
+        gc.enable()
+        figures = [
+            goal(f"hook_us_per_step_at_{REQUESTS}", at_8, HOOK_GOAL_US),
+            goal("hook_us_per_step_at_256", at_256),
+            goal("middleware_us_per_chunk", per_chunk, CHUNK_GOAL_US),
+        ]
+        if not options.quick:
+            from etameter.serving import small_model
+
+            model = options.model or str(small_model.convert())
+            real = real_hook_us_per_step(model, directory)
+            figures.append(goal(f"hook_us_per_step_at_{REQUESTS}_in_vllm", real, HOOK_GOAL_US))
+    for figure in figures:
+        wanted = (
+            "" if figure["goal"] is None else f"   goal ≤ {figure['goal']:g}: {'met' if figure['met'] else 'MISSED'}"
+        )
+        print(f"{figure['name']:36} {figure['value']:9.2f} µs{wanted}")
+    context = {
+        "python": platform.python_version(),
+        "cpus": os.cpu_count(),
+        "load_1m": round(os.getloadavg()[0], 2),
+        "rounds": rounds,
+        "chunks_a_response": CHUNKS,
+        "statistic": "median of paired differences",
+        "quick": options.quick,
+    }
+    print(json.dumps({"benchmark": "overhead", "source": "measured", "goals": figures, "context": context}))
+    sys.exit(0 if all(figure["met"] is not False for figure in figures) else 3)
+
+
+if __name__ == "__main__":
+    main()
