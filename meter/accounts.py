@@ -16,6 +16,7 @@ from etameter.costs import TERMS, CostFit, Costs, prior, work_of
 from etameter.ledger import RequestRow, Resume
 from etameter.records import (
     Balance,
+    Conditions,
     Edge,
     Interval,
     ReadFailure,
@@ -93,7 +94,6 @@ class _Gpu:
         self.settled_edge = last_edge
         self.fit = CostFit(roofline_prior(board_of(device.board_name), QWEN3_8B))
         self.unfitted = 0
-        self.conditions: tuple[object, ...] | None = None
 
 
 class Accounts:
@@ -177,18 +177,14 @@ class Accounts:
     def found(self, items: Iterable[Edge | ReadFailure]) -> None:
         """What the sampler found."""
         for item in items:
-            gpu = self._gpus.get(item.gpu_uuid)
-            if gpu is not None:
-                gpu.timeline.add(item)
+            if item.gpu_uuid in self._gpus:
+                self._gpus[item.gpu_uuid].timeline.add(item)
 
-    def conditions(self, gpu_uuid: str, conditions: tuple[object, ...]) -> None:
-        """Power cap, clocks, throttling as they are now: a change opens a new epoch of the fit."""
-        gpu = self._gpus.get(gpu_uuid)
-        if gpu is None:
-            return
-        if gpu.conditions not in (None, conditions):
-            gpu.fit.restart()
-        gpu.conditions = conditions
+    def changed(self, changes: Iterable[Conditions]) -> None:
+        """Power cap or throttling are others now: a new epoch of the fit begins."""
+        for change in changes:
+            if change.gpu_uuid in self._gpus:
+                self._gpus[change.gpu_uuid].fit.restart()
 
     def steps(self, records: Iterable[Record], read_ns: int) -> None:
         """What the ring held at `read_ns`."""

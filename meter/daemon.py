@@ -222,6 +222,7 @@ class Meter:
         self._read_ring()
         found = self._sampler.drain()
         self._accounts.found(found)
+        self._accounts.changed(self._sampler.changes())
         self._metrics.found(found)
         batch = self._accounts.settle()
         if batch is not None:

@@ -5,7 +5,7 @@ millijoules (``_mj``), everything behind the timeline is joules (``_j``).
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -47,6 +47,15 @@ class ReadFailure:
     gpu_uuid: str
     t_ns: int
     cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """What the cost of a step depends on besides the step (power cap, throttling), as seen at `t_ns`: it has changed."""
+
+    gpu_uuid: str
+    t_ns: int
+    values: tuple[Hashable, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,14 +7,17 @@ driver has not published since. So only changes leave this module, each with the
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 from etameter.counters import Counter
 from etameter.errors import CounterError
-from etameter.records import Edge, ReadFailure
+from etameter.records import Conditions, Edge, ReadFailure
 
 RETRY_NS = 250_000_000
 """A counter that failed is asked again after this long: lost devices answer slowly and would delay their neighbours."""
+
+CONDITIONS_NS = 5_000_000_000
+"""Power cap and throttling are asked for so rarely: a call more is not free, and they last."""
 
 
 class EdgeFinder:
@@ -54,6 +57,9 @@ class Sampler:
         """Poll `counters` every `period_ns` nanoseconds; hold at most `capacity` edges and failures."""
         self._counters = [(counter, EdgeFinder(counter.gpu_uuid)) for counter in counters]
         self._retry_at_ns = {counter.gpu_uuid: 0 for counter in counters}
+        self._ask_at_ns = {counter.gpu_uuid: 0 for counter in counters}
+        self._changes: deque[Conditions] = deque(maxlen=capacity)
+        self._conditions: dict[str, tuple[Hashable, ...]] = {}
         self._period_ns = period_ns
         self._found: deque[Edge | ReadFailure] = deque()
         self._capacity = capacity
@@ -78,6 +84,10 @@ class Sampler:
             found = list(self._found)
             self._found.clear()
         return found
+
+    def changes(self) -> list[Conditions]:
+        """Conditions other than those that held before, since the last call."""
+        return [self._changes.popleft() for _ in range(len(self._changes))]
 
     @property
     def running(self) -> bool:
@@ -134,15 +144,25 @@ class Sampler:
             return
         try:
             energy_mj = counter.read_mj()
+            after_ns = time.monotonic_ns()
+            if after_ns >= self._ask_at_ns[counter.gpu_uuid]:
+                self._ask(counter, after_ns)
         except CounterError as error:
             finder.forget()
             after_ns = time.monotonic_ns()
             self._retry_at_ns[counter.gpu_uuid] = after_ns + RETRY_NS
             self._keep(ReadFailure(counter.gpu_uuid, (before_ns + after_ns) // 2, error.cause))
             return
-        edge = finder.see(before_ns, energy_mj, time.monotonic_ns())
+        edge = finder.see(before_ns, energy_mj, after_ns)
         if edge is not None:
             self._keep(edge)
+
+    def _ask(self, counter: Counter, now_ns: int) -> None:
+        self._ask_at_ns[counter.gpu_uuid] = now_ns + CONDITIONS_NS
+        values = counter.conditions()
+        if self._conditions.setdefault(counter.gpu_uuid, values) != values:
+            self._conditions[counter.gpu_uuid] = values
+            self._changes.append(Conditions(counter.gpu_uuid, now_ns, values))
 
     def _keep(self, found: Edge | ReadFailure) -> None:
         with self._lock:

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from etameter.accounts import Accounts, Batch, Device
 from etameter.ledger import RequestRow
-from etameter.records import Edge, ReadFailure
-from etameter.serving.ring import Dispatch, Done, Finish, Introduction, Record, RingHeader, Row
+from etameter.records import Conditions, Edge, ReadFailure
+from etameter.serving.ring import Dispatch, Done, Finish, Introduction, Lost, Record, RingHeader, Row
 
 pytestmark = pytest.mark.unit
 
@@ -282,8 +282,6 @@ def test_lost_records_make_their_intervals_unattributed() -> None:
     engine = long_run()
     accounts, books = Accounts([device()], "boot"), Books()
     accounts.open_engine(header())
-    from etameter.serving.ring import Lost
-
     cut = next(i for i, record in enumerate(engine.records) if instant(record) > 6_000 * MS)
     accounts.found(engine.edges("GPU-0"))
     accounts.steps([*engine.records[:cut], Lost(40), *engine.records[cut + 40 :]], engine.now_ns + 1_000 * MS)
@@ -327,6 +325,17 @@ def test_a_restarted_meter_goes_on_where_the_first_one_stopped() -> None:
     assert books.requests_j + books.others_j == pytest.approx(books.measured_j, rel=1e-9)
     assert {row.record.request_id for row in books.rows.values()} == set(engine.usage)
     assert all(row.energy.settled for row in books.rows.values())
+
+
+def test_another_power_cap_opens_a_new_epoch_of_the_fit() -> None:
+    engine = long_run()
+    accounts, books = Accounts([device()], "boot"), Books()
+    accounts.open_engine(header())
+    feed(accounts, books, engine, list(engine.edges("GPU-0")))
+    learned = accounts.costs()["GPU-0"]
+    accounts.changed([Conditions("GPU-0", engine.now_ns, (350_000,)), Conditions("GPU-none", 0, ())])
+    assert learned.intervals > 100
+    assert accounts._gpus["GPU-0"].fit.fit() is learned  # too few intervals yet in the new epoch
 
 
 def test_requests_of_an_engine_that_died_are_closed() -> None:

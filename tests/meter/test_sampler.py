@@ -28,6 +28,7 @@ class Clockwork:
         self.gpu_uuid = gpu_uuid
         self.lost = False
         self.blocks_s = 0.0
+        self.cap_mw = 700_000
         self.reads = 0
 
     def read_mj(self) -> int:
@@ -39,7 +40,7 @@ class Clockwork:
         return time.monotonic_ns() // self.update_ns * 10_000
 
     def conditions(self) -> tuple[Hashable, ...]:
-        return ()
+        return (self.cap_mw,)
 
     def power_limit_w(self) -> float | None:
         return None
@@ -175,3 +176,16 @@ def test_stop_ends_the_thread_and_is_no_error_twice() -> None:
         assert sampler.running
         sampler.stop()
         assert not sampler.running
+
+
+def test_another_power_cap_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("etameter.sampler.CONDITIONS_NS", 10 * MS)
+    counter = Clockwork("GPU-0")
+    with sampling(counter) as sampler:
+        wait_for(sampler, 2)
+        assert sampler.changes() == []
+        counter.cap_mw = 350_000
+        wait_for(sampler, 2)
+        (change,) = sampler.changes()
+        assert (change.gpu_uuid, change.values) == ("GPU-0", (350_000,))
+        assert sampler.changes() == []
