@@ -135,7 +135,6 @@ def _own(model: str | None, profile: Profile, folder: Path, progress: Progress) 
 def _running(url: str, folder: Path, progress: Progress) -> Report:
     """Meters a server that runs already: with its own receipts, else from here by the arrival of its tokens."""
     url = address_of(url)
-    progress.begin(f"looking at {url}")
     server, metered = asyncio.run(conversation.probe(url))
     if metered:
         progress.begin(SENDING)

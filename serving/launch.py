@@ -9,6 +9,7 @@ import http.client
 import re
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -242,13 +243,37 @@ def start_metering(
         EtameterError: the meter can't run here.
     """
     check_port(settings.meter.host, settings.meter.port, "choose another with --meter-port")
+    said = _HeldBack(sink or _pass_on)
     if settings.meter.simulate_gpu is not None:
-        board = board_service(settings, sink or _pass_on)
+        board = board_service(settings, said)
         supervisor.start(board)
         supervisor.wait_ready(board, _BOARD_START_S)
-    metering = meter_service(settings, config_file, sink or _pass_on)
+    metering = meter_service(settings, config_file, said)
     supervisor.start(metering)
     supervisor.wait_ready(metering, _METER_START_S)
+    said.release()
+
+
+class _HeldBack:
+    """Keeps what is said until the start has succeeded: when it fails, the error says it, and once is enough."""
+
+    def __init__(self, sink: Callable[[str], None]) -> None:
+        self._sink = sink
+        self._lines: list[str] | None = []
+        self._lock = threading.Lock()
+
+    def __call__(self, line: str) -> None:
+        with self._lock:
+            if self._lines is not None:
+                self._lines.append(line)
+                return
+        self._sink(line)
+
+    def release(self) -> None:
+        with self._lock:
+            lines, self._lines = self._lines or [], None
+            for line in lines:
+                self._sink(line)
 
 
 def check(model: str, options: Sequence[str]) -> str | None:
