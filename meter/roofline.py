@@ -76,7 +76,7 @@ CPU_PACKAGE = Board(20.0, 400.0, 3e10, 5e11, 1e-9, 1e-9, 5e-11, 1e-3)
 
 def board_of(name: str) -> Board:
     """The board whose name NVML gives; the H100 stands for boards that are not in the list."""
-    if "A100" in name:
+    if "A100" in name.upper():
         return A100
     return CPU_PACKAGE if name == "RAPL" else H100
 

@@ -1,0 +1,120 @@
+import pytest
+
+from etameter.records import Scheduled
+from etameter.serving.ring import Dispatch, Done, Finish, Introduction, Lost, RingHeader, Row
+from etameter.steps import Missing, StepAssembler
+
+pytestmark = pytest.mark.unit
+
+RECEIPT = "ab" * 16
+
+
+def assembler() -> StepAssembler:
+    return StepAssembler(RingHeader("boot", "engine-0", (), "m", "bfloat16", 1, 5, {}))
+
+
+def row(number: int, prefill: int = 0, decode: int = 0, context: int = 0) -> Row:
+    return (number, prefill, decode, 0, 0, 0, 0, context, 0)
+
+
+def intro(number: int, request_id: str, prompt_tokens: int = 4) -> Introduction:
+    return Introduction(number, request_id, prompt_tokens, 7)
+
+
+def dispatch(step_id: int, t_ns: int, *rows: Row, introduced: tuple[Introduction, ...] = ()) -> Dispatch:
+    return Dispatch(step_id, t_ns, 0, rows, introduced)
+
+
+def test_a_request_from_its_first_step_to_its_end() -> None:
+    steps = assembler()
+    name = f"chatcmpl-x-{RECEIPT}00000000"
+    steps.feed([dispatch(0, 10, row(0, prefill=3), introduced=(intro(0, name),)), Done(0, 20, ())])
+    assert steps.requests[name].first_token_ns is None
+    steps.feed([dispatch(1, 21, row(0, prefill=1, context=3)), Done(1, 30, ())])
+    steps.feed([dispatch(2, 31, row(0, decode=1, context=4)), Done(2, 40, ()), Finish(0, 41, 2, "stop")])
+    request = steps.requests[name]
+    assert (request.receipt_id, request.prompt_tokens, request.prefill_tokens, request.decode_tokens) == (
+        RECEIPT,
+        4,
+        4,
+        1,
+    )
+    assert (request.first_token_ns, request.last_done_ns, request.finished_ns, request.finish_reason) == (
+        30,
+        40,
+        41,
+        "stop",
+    )
+    assert [(step.dispatch_ns, step.done_ns) for step in steps.steps] == [(10, 20), (21, 30), (31, 40)]
+    assert steps.steps[0].scheduled == (Scheduled(name, 3, 0),)
+    steps.forget(name)
+    assert steps.requests == {}
+
+
+def test_steps_dispatched_ahead_begin_where_the_one_before_ended() -> None:
+    steps = assembler()
+    steps.feed([dispatch(0, 10, row(0, 4), introduced=(intro(0, "a"),)), dispatch(1, 12, row(0, 0, 1, 4))])
+    assert steps.oldest_in_flight_ns == 10
+    steps.feed([Done(0, 50, ()), dispatch(2, 51, row(0, 0, 1, 5)), Done(1, 70, ())])
+    assert [(step.dispatch_ns, step.done_ns) for step in steps.steps] == [(10, 50), (50, 70)]
+    assert steps.oldest_in_flight_ns == 51
+
+
+def test_a_step_that_ends_after_its_request_still_counts_for_it() -> None:
+    """An asynchronous scheduler learns of the end when the next step runs already."""
+    steps = assembler()
+    steps.feed([dispatch(0, 10, row(0, 4), introduced=(intro(0, "a"),)), dispatch(1, 11, row(0, 0, 1, 4))])
+    steps.feed([Done(0, 20, ()), Finish(0, 21, 1, "stop"), Done(1, 30, ())])
+    assert (steps.requests["a"].finished_ns, steps.requests["a"].last_done_ns) == (21, 30)
+    assert [row.request_id for step in steps.steps for row in step.scheduled] == ["a", "a"]
+
+
+def test_samples_are_one_request_that_ends_with_the_last() -> None:
+    steps = assembler()
+    names = ("0_cmpl-1", "1_cmpl-1")
+    introduced = tuple(intro(number, name) for number, name in enumerate(names))
+    steps.feed(
+        [dispatch(0, 10, row(0, 4), row(1, 4), introduced=introduced), Done(0, 20, ()), Finish(0, 21, 1, "length")]
+    )
+    assert steps.requests["cmpl-1"].finished_ns is None
+    steps.feed([Finish(1, 30, 2, "stop")])
+    request = steps.requests["cmpl-1"]
+    assert (request.finished_ns, request.output_tokens, request.prompt_tokens, request.prefill_tokens) == (30, 3, 4, 8)
+
+
+def test_accepted_drafts_come_with_the_output() -> None:
+    steps = assembler()
+    steps.feed([dispatch(0, 10, (0, 0, 1, 0, 0, 3, 0, 9, 0), introduced=(intro(0, "a"),)), Done(0, 20, ((0, 2),))])
+    (scheduled,) = steps.steps[0].scheduled
+    assert (scheduled.draft_tokens, scheduled.accepted_tokens) == (3, 2)
+
+
+def test_lost_records_are_a_span_in_which_anything_may_have_run() -> None:
+    steps = assembler()
+    steps.feed([dispatch(0, 10, row(0, 4), introduced=(intro(0, "a"),)), Lost(2)])
+    steps.feed([Lost(1), Done(7, 90, ()), dispatch(8, 95, row(0, 0, 1, 5)), Done(8, 99, ())])
+    assert steps.missing == [Missing(10, 90)]
+    assert [step.step_id for step in steps.steps] == [8]
+    assert steps.oldest_in_flight_ns is None
+
+
+def test_a_request_whose_introduction_was_lost_is_metered_under_its_number() -> None:
+    steps = assembler()
+    steps.feed([dispatch(0, 10, row(3, 0, 1, 50)), Done(0, 20, ()), Finish(9, 21, 1, "stop")])
+    assert set(steps.requests) == {"engine-0#3"}
+
+
+def test_an_engine_that_is_gone_leaves_a_gap_and_closes_its_requests() -> None:
+    steps = assembler()
+    steps.feed([dispatch(0, 10, row(0, 4), introduced=(intro(0, "a"),))])
+    steps.abandon(60)
+    assert steps.missing == [Missing(10, 60)]
+    assert (steps.requests["a"].finished_ns, steps.requests["a"].finish_reason) == (60, "engine_lost")
+    steps.abandon(70)
+    assert steps.missing == [Missing(10, 60)]
+
+
+def test_a_dispatch_of_nothing_is_no_step() -> None:
+    steps = assembler()
+    steps.feed([dispatch(0, 10), Done(0, 20, ())])
+    assert steps.steps == []
