@@ -73,7 +73,7 @@ $(BIN)/python:
 
 $(CORE): $(BIN)/python pyproject.toml constraints.txt
 	@echo "installing etameter into $(VENV): 60 MB to download, under a minute"
-	@rm -f $(VENV)/.core-* && rm -rf build/__editable__.*
+	@rm -f $(VENV)/.core-* && rm -rf build/__editable__.* .mypy_cache
 	@$(INSTALL) .
 	@touch $@
 

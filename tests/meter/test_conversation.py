@@ -110,7 +110,8 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_prompt_goes_out_under_every_arm_and_comes_back_settled() -> None:
-    stand_in, told = StandIn(), []
+    stand_in = StandIn()
+    told: list[str] = []
 
     async def main(tell: Callable[[str], None]) -> list[Exchange]:
         async with _running(stand_in) as url:

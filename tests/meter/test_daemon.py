@@ -93,7 +93,7 @@ def start(directory: Path, environment: Mapping[str, str], *options: str, port: 
     command += ["--ledger", str(directory / "ledger.db"), *options]
     own = {"ETAMETER_RUN": str(directory / "run"), "ETAMETER_STATE": str(directory / "state")}
     process = subprocess.Popen(
-        command, env=os.environ | own | environment, stderr=subprocess.PIPE, text=True, cwd=directory
+        command, env={**os.environ, **own, **environment}, stderr=subprocess.PIPE, text=True, cwd=directory
     )
     return Meter(process, directory, port)
 
