@@ -74,7 +74,7 @@ def request(number: int) -> Any:
 async def hook_us_per_step(directory: Path, requests: int, rounds: int, steps: int) -> list[float]:
     """Microseconds a step, one figure a round."""
     ring = RingWriter(directory / "overhead.ring", engine="overhead", model="none", dtype="none")
-    scheduler.open_ring = lambda _: ring  # there is no vLLM configuration to describe  # type: ignore[assignment]  # same shape, another name
+    scheduler.open_ring = lambda _: ring  # type: ignore[assignment]  # there is no vLLM configuration to describe
     config = SimpleNamespace(scheduler_config=SimpleNamespace(async_scheduling=True))
     plain, metered = PlayedScheduler(config), scheduler._metered(PlayedScheduler)(config)  # noqa: SLF001
     for number in range(requests):
