@@ -32,6 +32,8 @@ from etameter.steps import Missing, RequestProgress, StepAssembler
 from etameter.timeline import Timeline
 
 METHOD = "step-cost"
+PARTIAL_METHOD = "step-cost-partial"
+"""Of a request that ran in part while nobody could meter it: its energy is a lower bound."""
 READ_MARGIN_NS = 20_000_000
 """A record is visible so soon after the instant it carries."""
 FIT_EVERY_INTERVALS = 20
@@ -81,6 +83,7 @@ class Batch:
 @dataclass(slots=True)
 class _Account:
     arm: str
+    partial: bool = False
     shares: dict[str, Share] = field(default_factory=dict)
     """By GPU, whose coefficients are fitted apart; what an earlier meter settled stands under ""."""
 
@@ -243,11 +246,20 @@ class Accounts:
                 continue
             if not self._all_known_until(assembler, end_ns + BUBBLE_NS):
                 break
+            if gpu.frontier_ns is None:
+                self._begin(assembler, start_ns)
             gpu.pending.popleft()
             settled.append(self._attribute(assembler, gpu, interval, start_ns, end_ns))
             gpu.frontier_ns = end_ns
             gpu.settled_edge = Edge(interval.gpu_uuid, interval.end_ns, interval.end_half_width_ns, interval.end_mj)
         return settled
+
+    def _begin(self, assembler: StepAssembler, start_ns: int) -> None:
+        """Metering begins in the middle of things: what was over before is not metered, what runs is metered in part."""
+        self._settled_before_ns = max(self._settled_before_ns, start_ns)
+        for step in self._steps:
+            if step.dispatch_ns < start_ns:
+                self._mark_partial(assembler, step)
 
     def _all_known_until(self, assembler: StepAssembler, t_ns: int) -> bool:
         in_flight_ns = assembler.oldest_in_flight_ns
@@ -262,6 +274,10 @@ class Accounts:
         work = work_of(steps)
         started_ns = assembler.header.created_ns
         settlement = attribute(interval, start_ns, end_ns, work, gpu.fit.costs, started_ns, assembler.missing)
+        if not settlement.shares:  # what ran then, if anything, is paid by nobody
+            for step in steps:
+                if step.dispatch_ns < end_ns and step.done_ns > start_ns:
+                    self._mark_partial(assembler, step)
         ended = [step for step in steps if start_ns < step.done_ns <= end_ns]
         gpu.fit.add_steps(work_of(ended))
         if interval.cause is None and start_ns >= started_ns and not _touches(assembler.missing, start_ns, end_ns):
@@ -271,6 +287,12 @@ class Accounts:
                 gpu.unfitted = 0
                 gpu.fit.fit()
         return settlement
+
+    def _mark_partial(self, assembler: StepAssembler, step: Step) -> None:
+        for row in step.scheduled:
+            request = assembler.requests.get(row.request_id)
+            if request is not None:
+                self._account(request).partial = True
 
     def _charge(
         self, assembler: StepAssembler, device: Device, settlement: Settlement, *, counts_tokens: bool
@@ -323,6 +345,7 @@ class Accounts:
         inherited = self._inherited.pop(request.number, None)
         if inherited is not None:
             energy = inherited.energy
+            account.partial = energy.method == PARTIAL_METHOD
             account.arm = inherited.record.arm if account.arm == UNLABELLED else account.arm
             account.shares[""] = Share(
                 energy.prompt_j,
@@ -344,6 +367,7 @@ class Accounts:
             if end_ns is not None and end_ns <= frontier_ns:
                 if end_ns > self._settled_before_ns or request.number in self._inherited:
                     rows.append(self._close_account(assembler, request))
+                self._accounts.pop(request.request_id, None)
                 assembler.forget(request.request_id)
             elif request.request_id in charged:
                 rows.append(self._row(assembler, request, settled=False))
@@ -385,7 +409,7 @@ class Accounts:
             total.avoided_j,
             1.96 * math.sqrt(variance_j2),
             settled,
-            METHOD,
+            PARTIAL_METHOD if account.partial else METHOD,
             self.source,
         )
         record = RequestRecord(

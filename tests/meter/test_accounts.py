@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from etameter.accounts import Accounts, Batch, Device
+from etameter.accounts import METHOD, PARTIAL_METHOD, Accounts, Batch, Device
 from etameter.ledger import RequestRow
 from etameter.records import Conditions, Edge, ReadFailure
 from etameter.serving.ring import Dispatch, Done, Finish, Introduction, Lost, Record, RingHeader, Row
@@ -259,6 +259,7 @@ def test_a_neighbour_is_not_paid_by_requests() -> None:
         edges.append(Edge(edge.gpu_uuid, edge.t_ns, edge.half_width_ns, edge.energy_mj + stolen_mj))
     books = metered(engine, list(edges))
     taken_j = books.unattributed_j("model_residual") - honest.unattributed_j("model_residual")
+    assert all(row.energy.method == METHOD for row in books.rows.values())
     assert taken_j >= 0.5 * stolen_mj / 1000
     assert books.requests_j + books.others_j == pytest.approx(books.measured_j, rel=1e-9)
 
@@ -272,6 +273,8 @@ def test_a_reset_and_missing_readings_are_unattributed_and_nothing_is_negative()
         reset_mj = 0 if edge.t_ns < 8_000 * MS else 6_000_000
         edges.append(Edge(edge.gpu_uuid, edge.t_ns, edge.half_width_ns, edge.energy_mj - min(reset_mj, edge.energy_mj)))
     books = metered(engine, edges)
+    methods = {row.energy.method for row in books.rows.values()}
+    assert methods == {METHOD, PARTIAL_METHOD}
     gap_j = books.unattributed_j("readings_missing") + books.unattributed_j("stale")
     assert gap_j > 0
     assert books.requests_j + books.others_j == pytest.approx(books.measured_j, rel=1e-9)
@@ -325,6 +328,26 @@ def test_a_restarted_meter_goes_on_where_the_first_one_stopped() -> None:
     assert books.requests_j + books.others_j == pytest.approx(books.measured_j, rel=1e-9)
     assert {row.record.request_id for row in books.rows.values()} == set(engine.usage)
     assert all(row.energy.settled for row in books.rows.values())
+
+
+def test_metering_that_begins_in_the_middle_claims_nothing_of_what_came_before() -> None:
+    engine = long_run()
+    accounts, books = Accounts([device()], "boot"), Books()
+    accounts.open_engine(header())
+    began_ns = 5_000 * MS
+    first = next(edge.t_ns for edge in engine.edges("GPU-0") if edge.t_ns >= began_ns)
+    accounts.found([edge for edge in engine.edges("GPU-0") if edge.t_ns >= began_ns])
+    accounts.steps(engine.records, engine.now_ns + 1_000 * MS)
+    books.write(accounts.settle())
+    introduced = {
+        each.number: each.arrival_ns for r in engine.records if isinstance(r, Dispatch) for each in r.introductions
+    }
+    ended = {record.number: record.t_ns for record in engine.records if isinstance(record, Finish)}
+    assert set(books.rows) == {number for number, t_ns in ended.items() if t_ns > first}
+    partial = {number for number, row in books.rows.items() if row.energy.method == PARTIAL_METHOD}
+    assert partial == {number for number, t_ns in introduced.items() if t_ns < first < ended[number]}
+    assert partial
+    assert books.requests_j + books.others_j == pytest.approx(books.measured_j, rel=1e-9)
 
 
 def test_another_power_cap_opens_a_new_epoch_of_the_fit() -> None:
