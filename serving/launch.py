@@ -39,6 +39,8 @@ _POLL_S = 0.1
 _READY_POLL_S = 0.5
 _BOARD_START_S = 30.0
 _METER_START_S = 30.0
+_START_GRACE_S = 2.0
+"""A program that is still loading has nothing to finish."""
 _ENGINE_GRACE_S = 15.0
 _METER_GRACE_S = 10.0
 _BACKOFF_LIMIT_S = 30.0
@@ -64,6 +66,7 @@ class _Running:
     service: Service
     child: Child
     started_s: float
+    was_ready: bool = False
     deaths: int = 0
     restart_at_s: float | None = None
 
@@ -89,7 +92,9 @@ class Supervisor:
     ) -> None:
         while self._running:
             running = self._running[-1]
-            running.child.stop(running.service.grace_s)
+            running.child.stop(
+                running.service.grace_s if running.was_ready else min(_START_GRACE_S, running.service.grace_s)
+            )
             self._running.pop()
 
     def start(self, service: Service) -> None:
@@ -103,15 +108,16 @@ class Supervisor:
         Raises:
             EtameterError: it died, or is not ready in time.
         """
+        running = next(each for each in self._running if each.service is service)
         deadline_s = time.monotonic() + timeout_s
         next_look_s = 0.0
         while time.monotonic() < deadline_s:
-            for running in self._running:
-                if running.service is service and running.child.exit_code is not None:
-                    raise _death(service, running.child)
+            if running.child.exit_code is not None:
+                raise _death(service, running.child)
             self.tend()
             if time.monotonic() >= next_look_s:
                 if service.ready():
+                    running.was_ready = True
                     return
                 next_look_s = time.monotonic() + _READY_POLL_S
             tick()
