@@ -146,7 +146,13 @@ def _running(url: str, folder: Path, progress: Progress) -> Report:
         return Report(exchanges, method, counter="+".join(counters), addresses={"server": url}, remarks=[remark])
     metering = _counter_for(url)
     with _Meter(folder, metering, "h100", progress) as meter:
-        ring = RingWriter(meter.ring_path, engine=meter.settings.serve.engine, model=server.model, dtype="unknown")
+        ring = RingWriter(
+            meter.ring_path,
+            engine=meter.settings.serve.engine,
+            model=server.model,
+            dtype="unknown",
+            details={"method": streamed.METHOD},
+        )
         with closing(ring):
             progress.begin(SENDING)
             link = MeterLink(config.socket_path())
