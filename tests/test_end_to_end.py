@@ -1,0 +1,264 @@
+"""A real vLLM server, the simulated board, the meter, the openai client and Prometheus, each a process of its own.
+
+The server's clients and the ledger are two witnesses of the same requests; the ledger and Prometheus of the same joules.
+"""
+
+import http.client
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from etameter.accounts import METHOD
+from etameter.ledger import Ledger, RequestRow
+from tests.meter.test_daemon import free_port
+from tests.serving.real_server import CHUNK_TOKENS, MODEL_NAME, RealServer
+
+pytestmark = pytest.mark.server
+
+PATIENCE_S = 90.0
+PROMETHEUS = shutil.which("prometheus")
+
+
+def until(holds: Callable[[], Any]) -> Any:
+    deadline_s = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline_s:
+        if result := holds():
+            return result
+        time.sleep(0.05)
+    raise AssertionError(f"not within {PATIENCE_S} s")
+
+
+@dataclass
+class Metered:
+    """The server with its meter."""
+
+    client: openai.OpenAI
+    meter_port: int
+    ledger: Path
+    usages: dict[str, Any]
+    """By receipt id, what the server told its client."""
+
+    def chat(self, content: str, **more: Any) -> Any:
+        options: dict[str, Any] = {"max_tokens": 12, "temperature": 0, "extra_body": {"ignore_eos": True}} | more
+        messages: Any = [{"role": "user", "content": content}]
+        answer = self.client.chat.completions.create(model=MODEL_NAME, messages=messages, **options)
+        if not options.get("stream"):
+            self.note(answer)
+        return answer
+
+    def note(self, answer: Any) -> None:
+        assert answer.energy is not None, answer.energy_reason
+        self.usages[answer.energy["receipt_id"]] = answer.usage
+
+    def get(self, path: str) -> bytes:
+        connection = http.client.HTTPConnection("127.0.0.1", self.meter_port, timeout=5)
+        try:
+            connection.request("GET", path)
+            return connection.getresponse().read()
+        finally:
+            connection.close()
+
+    def rows(self) -> list[RequestRow]:
+        ledger = Ledger(self.ledger, read_only=True)
+        try:
+            return ledger.requests()
+        finally:
+            ledger.close()
+
+
+@pytest.fixture(scope="module")
+def metered(server: RealServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Metered]:
+    directory = tmp_path_factory.mktemp("meter")
+    board, port = directory / "board", free_port()
+    environment = os.environ | {"ETAMETER_RUN": str(server.run_dir), "ETAMETER_STATE": str(directory)}
+    ring = ["--ring", str(server.ring_path)]
+    modelled = [sys.executable, "-m", "etameter.counters.simulated", "--profile", "h100", *ring, "--board", str(board)]
+    meter = [sys.executable, "-m", "etameter", "meter", *ring, "--ledger", str(directory / "ledger.db")]
+    meter += ["--port", str(port), "--simulate-gpu", "h100", "--board", str(board)]
+    with (directory / "log").open("w") as log:
+        processes = [subprocess.Popen(command, env=environment, stderr=log) for command in (modelled, meter)]
+        try:
+            client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+            found = Metered(client, port, directory / "ledger.db", {})
+            until(lambda: b"etameter_gpu_energy_joules_total{" in _or_empty(lambda: found.get("/metrics")))
+            until(lambda: _warm(found))  # the middleware has found the socket, and the costs have been fitted once
+            yield found
+            client.close()
+        finally:
+            for process in reversed(processes):
+                process.terminate()
+                process.wait(10)
+
+
+def _or_empty(ask: Callable[[], bytes]) -> bytes:
+    try:
+        return ask()
+    except OSError:
+        return b""
+
+
+def _warm(metered: Metered) -> bool:
+    messages: Any = [{"role": "user", "content": "Warm up."}]
+    answer: Any = metered.client.chat.completions.create(model=MODEL_NAME, messages=messages, max_tokens=24)
+    return answer.energy is not None and b"etameter_cost_coefficient{" in metered.get("/metrics")
+
+
+def test_every_request_of_a_mixed_load(metered: Metered) -> None:
+    """Chunked prefill, eight at once, a stop string, a disconnect, n=3, one X-Request-Id twice, a prefix-cache hit."""
+    together = threading.Barrier(2)
+
+    def same_id(content: str) -> Any:
+        together.wait()
+        return metered.chat(content, max_tokens=20, extra_headers={"X-Request-Id": "same"})
+
+    def disconnect() -> None:
+        stream = metered.chat("Tell me a long story.", max_tokens=300, stream=True)
+        for _, _ in zip(range(4), stream, strict=False):
+            pass
+        stream.response.close()
+
+    long = "all work and no play makes a dull day " * 40
+    with ThreadPoolExecutor(8) as pool:
+        arms = ("unconstrained", "entrace")
+        answers = [
+            pool.submit(
+                metered.chat,
+                f"{number}: {long if number % 2 else 'Hello.'}",
+                extra_headers={"X-Etameter-Arm": arms[number % 2]},
+            )
+            for number in range(8)
+        ]
+        others = [
+            pool.submit(metered.chat, "Invent a name.", n=3, temperature=1.0, max_tokens=7),
+            pool.submit(metered.chat, "Name three colours.", max_tokens=24, stop=["e"]),
+            pool.submit(disconnect),
+        ]
+        others += [pool.submit(same_id, content) for content in ("Hi.", "Hello, " * 40)]
+        for future in (*answers, *others):
+            future.result()
+    assert any(answer.result().usage.prompt_tokens > CHUNK_TOKENS for answer in answers)
+    cached = metered.chat(f"1: {long}")
+    assert cached.usage.prompt_tokens_details.cached_tokens > 0
+    until(lambda: all(row.energy.settled for row in metered.rows()))
+    rows: dict[str, list[RequestRow]] = {}
+    for row in metered.rows():
+        rows.setdefault(row.record.receipt_id or "", []).append(row)
+    for receipt_id, usage in metered.usages.items():
+        check(rows[receipt_id], usage)
+    aborted = [row for found in rows.values() for row in found if row.record.finish_reason == "abort"]
+    assert len(aborted) == 2  # the disconnect, and the stop string, which the API server finds
+    for row in aborted:
+        assert row.record.output_tokens - 1 <= row.decode_tokens <= row.record.output_tokens + 1
+        assert row.energy.output_j > 0
+
+
+def check(rows: list[RequestRow], usage: Any) -> None:
+    """Prefill = prompt - cached; decode = completion - 1 for each sequence, and up to two wasted steps after a stop."""
+    (row,) = rows
+    samples = row.prefill_tokens // (usage.prompt_tokens - usage.prompt_tokens_details.cached_tokens)
+    assert row.record.prompt_tokens == usage.prompt_tokens
+    assert row.prefill_tokens == samples * usage.prompt_tokens - row.record.cached_tokens
+    wasted = 2 if row.record.finish_reason == "abort" else 0
+    assert usage.completion_tokens - samples <= row.decode_tokens <= usage.completion_tokens - samples + wasted
+    assert row.energy.prompt_j > 0
+    assert row.energy.output_j > 0
+    assert row.energy.source == "simulated"
+    assert row.energy.method == METHOD
+
+
+def test_the_books_balance(metered: Metered) -> None:
+    metered.chat("One more.")
+    until(lambda: all(row.energy.settled for row in metered.rows()))
+    ledger = Ledger(metered.ledger, read_only=True)
+    totals = ledger.totals()
+    ledger.close()
+    assert abs(totals.residual_j) <= 1e-9 * totals.measured_j
+    assert sum(totals.unattributed_j_by_cause.values()) <= 0.005 * totals.measured_j
+    assert totals.sources == {"simulated"}
+
+
+@pytest.mark.parametrize("include_usage", [False, True])
+def test_the_openai_client_reads_energy_from_streamed_chat(metered: Metered, include_usage: bool) -> None:
+    more: dict[str, Any] = {"stream_options": {"include_usage": True}} if include_usage else {}
+    chunks = list(metered.chat("Count to three.", stream=True, **more))
+    (energy,) = [chunk.energy for chunk in chunks if getattr(chunk, "energy", None)]
+    assert chunks[-1].energy == energy
+    assert energy["energy_joules"] == pytest.approx(energy["prompt_joules"] + energy["output_joules"])
+    assert energy["source"] == "simulated"
+
+
+def test_the_openai_client_reads_energy_from_chat_and_completions_and_the_settled_receipt(metered: Metered) -> None:
+    chat = metered.chat("Say something.", max_tokens=20)
+    prompts = ["The sky is", "Grass is very"]
+    completions: Any = metered.client.completions.create(model=MODEL_NAME, prompt=prompts, max_tokens=8)
+    for answer in (chat, completions):
+        early = answer.energy
+        assert early["energy_joules"] > 0
+        path = f"/energy/{early['receipt_id']}"
+        late = until(lambda path=path: _settled(metered, path))
+        assert late["energy_joules"] == pytest.approx(early["energy_joules"], rel=0.35)
+        assert late["output_tokens"] == answer.usage.completion_tokens
+        assert late["counter"] == "simulated"
+
+
+def _settled(metered: Metered, path: str) -> Any:
+    energy = json.loads(metered.get(path))["energy"]
+    return energy if energy and energy["settled"] else None
+
+
+@pytest.mark.skipif(PROMETHEUS is None, reason="Prometheus is not installed")
+def test_prometheus_sees_the_joules_of_the_ledger(metered: Metered, tmp_path: Path) -> None:
+    promtool = shutil.which("promtool")
+    assert promtool is not None
+    checked = subprocess.run(
+        [promtool, "check", "metrics"], input=metered.get("/metrics"), capture_output=True, check=False
+    )
+    assert (checked.returncode, checked.stderr) == (0, b"")
+    target = f"127.0.0.1:{metered.meter_port}"
+    config = {
+        "scrape_configs": [{"job_name": "etameter", "scrape_interval": "1s", "static_configs": [{"targets": [target]}]}]
+    }
+    (tmp_path / "prometheus.json").write_text(json.dumps(config))  # JSON is YAML
+    address = f"127.0.0.1:{free_port()}"
+    command = [str(PROMETHEUS), f"--config.file={tmp_path}/prometheus.json", f"--storage.tsdb.path={tmp_path}/data"]
+    command += [f"--web.listen-address={address}", "--enable-feature=exemplar-storage", "--log.level=error"]
+    process = subprocess.Popen(command)
+    try:
+        before_j = until(lambda: _query(address, 'sum(etameter_energy_joules_total{source="simulated"})'))
+        metered.chat("Tell me about rivers.", max_tokens=40)
+        until(lambda: all(row.energy.settled for row in metered.rows()))
+        ledger = Ledger(metered.ledger, read_only=True)
+        requests_j = ledger.totals().requests_j
+        ledger.close()
+        assert requests_j > before_j + 1
+        until(lambda: _query(address, "sum(etameter_energy_joules_total)") == pytest.approx(requests_j, rel=1e-6))
+        whole = "sum(etameter_gpu_energy_joules_total)"
+        parts = "sum(etameter_energy_joules_total) + sum(etameter_unassigned_joules_total)"
+        assert _query(address, f"({parts}) / {whole}") == pytest.approx(1.0, abs=1e-9)
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def _query(address: str, expression: str) -> float | None:
+    url = f"http://{address}/api/v1/query?{urllib.parse.urlencode({'query': expression})}"
+    try:
+        with urllib.request.urlopen(url, timeout=5) as response:
+            result = json.load(response)["data"]["result"]
+    except OSError:
+        return None
+    return float(result[0]["value"][1]) if result else None
