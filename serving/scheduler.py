@@ -160,7 +160,7 @@ class StepWriter:
             request = requests[request_id]
             state = tracked[request_id]
             start = request.num_computed_tokens - tokens
-            if start < state.prefill_end or request.num_preemptions != state.preemptions or drafted or encoded:
+            if start < state.prefill_end or request.num_preemptions != state.preemptions or drafted:
                 drafts = len(drafted.get(request_id, ()))
                 encoder = sum(request.get_num_encoder_embeds(i) for i in encoded.get(request_id, ()))
                 rows.append(_row(state, request, start, tokens - drafts, drafts, encoder))

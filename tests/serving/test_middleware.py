@@ -409,6 +409,44 @@ def test_a_client_that_goes_is_closed_as_gone(meter: FakeMeter) -> None:
     ]
 
 
+def test_an_answer_that_nobody_waits_for_is_closed_as_gone(meter: FakeMeter) -> None:
+    """vLLM notices that its client has gone, and then answers with null."""
+
+    async def answers_null(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await receive()
+        await receive()
+        await application(b"null")(scope, _no_more, send)
+
+    async def main() -> None:
+        async with client_of(answers_null) as client:
+            assert await client.call(gone=asyncio.sleep(0)) == b"null"
+            await asyncio.to_thread(meter.heard, "close")
+
+    asyncio.run(main())
+    assert meter.heard("close")[0]["disconnected"] is True
+
+
+def test_a_response_that_breaks_off_is_closed_as_gone(meter: FakeMeter) -> None:
+    """The server cancels the task of a client that has gone."""
+
+    async def cancelled(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
+        await send({"type": "http.response.body", "body": HELLO, "more_body": True})
+        raise asyncio.CancelledError
+
+    async def main() -> None:
+        async with client_of(cancelled) as client:
+            with contextlib.suppress(asyncio.CancelledError):
+                await client.call()
+            await asyncio.to_thread(meter.heard, "close")
+
+    asyncio.run(main())
+    assert meter.heard("close")[0]["disconnected"] is True
+
+
 def test_a_meter_that_comes_back_is_told_of_the_open_requests(run_dir: Path) -> None:
     async def main() -> tuple[list[Any], Any]:
         end = asyncio.Event()

@@ -113,8 +113,29 @@ def test_rejected_drafts_under_way_are_no_recomputation(engine: Engine) -> None:
         (0, 0, 1, 0, 0, 3, 0, 14, 0),  # where vLLM believes it to be
         (0, 0, 1, 0, 0, 0, 0, 12, 0),
     ]
-    request.num_tokens += 2  # the first output token, and that of the last step
+
+
+def test_preempted_while_vllm_believed_in_drafts(engine: Engine) -> None:
+    request = engine.add("a", 10)
+    engine.step({"a": 10})
+    output = engine.step({"a": 4}, drafts={"a": 3})
+    engine.step({"a": 4}, drafts={"a": 3})
+    engine.writer.done(output, SimpleNamespace(sampled_token_ids=[[5]], req_id_to_index={"a": 0}), 3)
+    request.num_tokens = 12  # the second of its output tokens is not computed yet
     request.num_preemptions, request.num_computed_tokens = 1, 0
+    engine.rows()
+    engine.step({"a": 12})
+    assert engine.rows() == [(0, 11, 1, 0, 11, 0, 0, 0, 0)]
+
+
+def test_preempted_after_drafts_were_accepted(engine: Engine) -> None:
+    request = engine.add("a", 10)
+    engine.step({"a": 10})
+    output = engine.step({"a": 4}, drafts={"a": 3})
+    engine.writer.done(output, SimpleNamespace(sampled_token_ids=[[5, 6, 7]], req_id_to_index={"a": 0}), 3)
+    request.num_tokens = 14
+    request.num_preemptions, request.num_computed_tokens = 1, 0
+    engine.rows()
     engine.step({"a": 14})
     assert engine.rows() == [(0, 13, 1, 0, 13, 0, 0, 0, 0)]
 
