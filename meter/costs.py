@@ -271,21 +271,37 @@ class _Knots:
 def ridge_nnls(design: Array, target: Array, start: Costs) -> tuple[Array, Array]:
     """Solve for the θ ≥ 0 that minimises |design·θ − target|² + |(θ − θ₀)/σ₀|²; with it, the covariance of θ.
 
-    Coordinate descent on the normal equations, in units of the prior so that six coefficients of very different size are
-    equally well conditioned; strictly convex because of the ridge, so it converges from anywhere.
+    By normal equations, in units of the prior, so that six coefficients of very different size are equally well conditioned.
     """
     unit = np.maximum(start.energy, 1e-12)
     scaled = design * unit
     ridge = unit**2 / np.diag(start.covariance)
     gram = scaled.T @ scaled + np.diag(ridge)
     moment = scaled.T @ target + ridge
-    solution = np.maximum(np.linalg.solve(gram, moment), 0.0)
-    for _ in range(500 if np.any(solution == 0) else 0):
-        before = solution.copy()
-        for index in range(len(solution)):
-            others = moment[index] - gram[index] @ solution + gram[index, index] * solution[index]
-            solution[index] = max(others / gram[index, index], 0.0)
-        if np.max(np.abs(solution - before)) < 1e-10 * np.max(solution):
-            break
     covariance = np.linalg.inv(gram)
-    return solution * unit, covariance * np.outer(unit, unit)
+    return _non_negative(gram, moment) * unit, covariance * np.outer(unit, unit)
+
+
+def _non_negative(gram: Array, moment: Array) -> Array:
+    """The x ≥ 0 that minimises x·gram·x/2 − moment·x: Lawson and Hanson's active set (Solving Least Squares Problems, 1974, ch. 23)."""
+    solution: Array = np.linalg.solve(gram, moment)
+    if np.min(solution) >= 0:
+        return solution
+    solution = np.zeros(len(moment))
+    passive = np.zeros(len(moment), dtype=np.bool_)
+    while True:
+        gradient = np.where(passive, -np.inf, moment - gram @ solution)
+        entering = int(np.argmax(gradient))
+        if gradient[entering] <= 1e-12 * np.max(np.abs(moment)):
+            return solution
+        passive[entering] = True
+        while True:
+            trial = np.zeros(len(moment))
+            trial[passive] = np.linalg.solve(gram[np.ix_(passive, passive)], moment[passive])
+            below = passive & (trial <= 0)
+            if not np.any(below):
+                solution = trial
+                break
+            step = float(np.min(solution[below] / (solution[below] - trial[below])))
+            solution = solution + step * (trial - solution)
+            passive &= solution > 1e-15

@@ -22,7 +22,7 @@ from etameter.accounts import Accounts, Batch, Device
 from etameter.costs import TERMS
 from etameter.counters import Counter, nvml, rapl
 from etameter.counters.simulated import SimulatedCounter
-from etameter.errors import CounterError, EngineError, MeterBusy
+from etameter.errors import CounterError, EngineError, EtameterError, MeterBusy
 from etameter.export.prometheus import Metrics
 from etameter.export.receipts import UNKNOWN_REQUEST, energy_object, is_receipt_id
 from etameter.export.socket import Answer, MiddlewareSocket
@@ -39,6 +39,7 @@ BOARD_WAIT_S = 10.0
 ENGINE_CHANGE_WAIT_NS = 3_000_000_000
 """A new engine's steps are read when the old one's energy is settled, or after this long."""
 UNWRITTEN_LIMIT = 36_000
+RETRY_S = 1.0
 PUBLIC_IDS = 65_536
 
 
@@ -145,7 +146,8 @@ class Meter:
         self._ring_path = ring
         self._counters = counters
         self._kind = counters[0].kind
-        self._ledger = Ledger(settings.ledger)
+        self._ledger = Ledger(settings.ledger)  # written by one thread, because a disk may make it wait
+        self._receipts = Ledger(settings.ledger, read_only=True)
         self._metrics = Metrics(models=(), arms=(*settings.arms, "unlabelled"))
         self._sampler = Sampler(counters, period_ns=int(settings.meter.poll_ms * 1e6))
         self._socket = MiddlewareSocket(socket, announce=self._announce, publish=self._publish, answer=self._figure)
@@ -156,6 +158,8 @@ class Meter:
         self._accounts = self._open_accounts()
         self._public_ids: OrderedDict[str, str] = OrderedDict()
         self._unwritten: deque[Batch] = deque()
+        self._work = asyncio.Event()
+        self._stopping = False
         self._started_ns = time.monotonic_ns()
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -165,6 +169,7 @@ class Meter:
             await self._socket.start()
             await self._listen(runner)
             self._sampler.start()
+            writing = asyncio.create_task(self._keep_writing())
             tick = 0
             while not stop.is_set():
                 self._advance()
@@ -173,10 +178,16 @@ class Meter:
                 tick += 1
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(stop.wait(), TICK_S)
+                if writing.done():
+                    break
             self._sampler.stop()
+            self._stopping = True
+            self._work.set()
+            await writing
         finally:
             await runner.cleanup()
             await self._socket.stop()
+            self._receipts.close()
             self._ledger.close()
 
     async def _listen(self, runner: web.AppRunner) -> None:
@@ -227,12 +238,32 @@ class Meter:
         batch = self._accounts.settle()
         if batch is not None:
             self._unwritten.append(batch)
-        while self._unwritten and self._write(self._unwritten[0]):
+            self._work.set()
+
+    async def _keep_writing(self) -> None:
+        """Write what is settled, in order; what can't be written waits, and is tried again.
+
+        Raises:
+            EtameterError: too much waits.
+        """
+        while self._unwritten or not self._stopping:
+            if not self._unwritten:
+                self._work.clear()
+                await self._work.wait()
+                continue
+            batch = self._unwritten[0]
+            try:
+                await asyncio.to_thread(self._ledger.settle, batch.balances, batch.rows, batch.resume, time.time())
+            except sqlite3.Error as error:
+                if self._stopping or len(self._unwritten) > UNWRITTEN_LIMIT:
+                    raise EtameterError(
+                        f"the ledger {self._ledger.path} can't be written ({error})", "make room on its disk"
+                    ) from error
+                logger.warning("the ledger can't be written, %d batches wait: %s", len(self._unwritten), error)
+                await asyncio.sleep(RETRY_S)
+                continue
+            self._count(batch)
             self._unwritten.popleft()
-        if len(self._unwritten) > UNWRITTEN_LIMIT:
-            raise EngineError(
-                f"the ledger {self._ledger.path} could not be written for too long", "make room on its disk"
-            )
 
     def _read_ring(self) -> None:
         now_ns = time.monotonic_ns()
@@ -277,12 +308,8 @@ class Meter:
             self._accounts.close_engine(now_ns)
             logger.warning("the engine is gone; waiting for the next one")
 
-    def _write(self, batch: Batch) -> bool:
-        try:
-            self._ledger.settle(batch.balances, batch.rows, batch.resume, time.time())
-        except sqlite3.Error as error:
-            logger.warning("the ledger can't be written, %d batches wait: %s", len(self._unwritten), error)
-            return False
+    def _count(self, batch: Batch) -> None:
+        """Metrics move when the ledger has."""
         with self._metrics.together:
             for (balance, source), increments in zip(batch.balances, batch.increments, strict=True):
                 self._metrics.settle(balance, source)
@@ -302,7 +329,6 @@ class Meter:
                 if row.energy.settled:
                     public_id = self._public_ids.pop(row.record.receipt_id or "", None)
                     self._metrics.finished(row.record, row.energy, public_id)
-        return True
 
     def _look_after(self) -> None:
         sampler = self._sampler
@@ -335,8 +361,10 @@ class Meter:
 
     def _figure(self, receipt_id: str) -> Answer:
         """The energy of a response up to now, settled or not."""
-        self._advance()
-        rows = {row.number: row for row in self._ledger.receipt(receipt_id)}
+        self._read_ring()
+        rows = {row.number: row for row in self._receipts.receipt(receipt_id)}
+        for batch in self._unwritten:
+            rows |= {row.number: row for row in batch.rows if row.record.receipt_id == receipt_id}
         rows |= {row.number: row for row in self._accounts.rows_of(receipt_id)}
         if not rows:
             return None, UNKNOWN_REQUEST

@@ -94,7 +94,7 @@ class Totals:
 
 
 class Ledger:
-    """Opens or creates the ledger at `path`.
+    """Opens or creates the ledger at `path`. May be used from any thread, by one at a time.
 
     Raises:
         EtameterError: the file is no ledger, of another version, or can't be written.
@@ -107,7 +107,7 @@ class Ledger:
                 self._db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
             else:
                 path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-                self._db = sqlite3.connect(path, isolation_level=None)
+                self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
                 self._db.execute("PRAGMA journal_mode=WAL")
                 self._db.execute("PRAGMA synchronous=NORMAL")
             (version,) = self._db.execute("PRAGMA user_version").fetchone()

@@ -61,8 +61,9 @@ class Metered:
         return answer
 
     def note(self, answer: Any) -> None:
-        assert answer.energy is not None, answer.energy_reason
-        self.usages[answer.energy["receipt_id"]] = answer.usage
+        """On a machine with more work than cores the figure may be late; then the response names its receipt."""
+        assert answer.energy or answer.energy_reason == "meter_late"
+        self.usages[answer.energy["receipt_id"] if answer.energy else answer.energy_receipt_id] = answer.usage
 
     def get(self, path: str) -> bytes:
         connection = http.client.HTTPConnection("127.0.0.1", self.meter_port, timeout=5)
@@ -194,22 +195,30 @@ def test_the_books_balance(metered: Metered) -> None:
 @pytest.mark.parametrize("include_usage", [False, True])
 def test_the_openai_client_reads_energy_from_streamed_chat(metered: Metered, include_usage: bool) -> None:
     more: dict[str, Any] = {"stream_options": {"include_usage": True}} if include_usage else {}
-    chunks = list(metered.chat("Count to three.", stream=True, **more))
-    (energy,) = [chunk.energy for chunk in chunks if getattr(chunk, "energy", None)]
-    assert chunks[-1].energy == energy
+
+    def last_chunk() -> Any:
+        """Of a stream whose figure came in time: on a machine with more work than cores the meter may be late."""
+        chunks = list(metered.chat("Count to three.", stream=True, **more))
+        assert not any(hasattr(chunk, "energy") for chunk in chunks[:-1])
+        assert chunks[-1].energy or chunks[-1].energy_reason == "meter_late"
+        return chunks[-1].energy and chunks[-1]
+
+    energy = until(last_chunk).energy
     assert energy["energy_joules"] == pytest.approx(energy["prompt_joules"] + energy["output_joules"])
     assert energy["source"] == "simulated"
 
 
 def test_the_openai_client_reads_energy_from_chat_and_completions_and_the_settled_receipt(metered: Metered) -> None:
-    chat = metered.chat("Say something.", max_tokens=20)
     prompts = ["The sky is", "Grass is very"]
-    completions: Any = metered.client.completions.create(model=MODEL_NAME, prompt=prompts, max_tokens=8)
-    for answer in (chat, completions):
+
+    def complete() -> Any:
+        return metered.client.completions.create(model=MODEL_NAME, prompt=prompts, max_tokens=8)
+
+    for ask in (lambda: metered.chat("Say something.", max_tokens=20), complete):
+        answer = until(lambda ask=ask: (answer := ask()).energy and answer)
         early = answer.energy
         assert early["energy_joules"] > 0
-        path = f"/energy/{early['receipt_id']}"
-        late = until(lambda path=path: _settled(metered, path))
+        late = until(lambda early=early: _settled(metered, f"/energy/{early['receipt_id']}"))
         assert late["energy_joules"] == pytest.approx(early["energy_joules"], rel=0.35)
         assert late["output_tokens"] == answer.usage.completion_tokens
         assert late["counter"] == "simulated"
