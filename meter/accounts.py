@@ -32,6 +32,7 @@ from etameter.steps import Missing, RequestProgress, StepAssembler
 from etameter.timeline import Timeline
 
 METHOD = "step-cost"
+"""Unless the ring's writer names another in its details: one that only guesses the steps does."""
 PARTIAL_METHOD = "step-cost-partial"
 """Of a request that ran in part while nobody could meter it: its energy is a lower bound."""
 READ_MARGIN_NS = 20_000_000
@@ -409,7 +410,7 @@ class Accounts:
             total.avoided_j,
             1.96 * math.sqrt(variance_j2),
             settled,
-            PARTIAL_METHOD if account.partial else METHOD,
+            PARTIAL_METHOD if account.partial else str(header.details.get("method", METHOD)),
             self.source,
         )
         record = RequestRecord(

@@ -31,7 +31,7 @@ SUPPORTED = ((0, 28), (0, 33))
 
 DOWNLOAD_MB = 900
 DISK_MB = 2500
-MINUTES = 2
+MINUTES = 3
 """Measured on two cores with a fast network (docs/measurements/demo.md)."""
 
 _TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"

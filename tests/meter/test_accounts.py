@@ -2,7 +2,7 @@
 
 import math
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 from hypothesis import given, settings
@@ -291,6 +291,14 @@ def test_lost_records_make_their_intervals_unattributed() -> None:
     books.write(accounts.settle())
     assert books.unattributed_j("steps_missing") > 0
     assert books.requests_j + books.others_j == pytest.approx(books.measured_j, rel=1e-9)
+
+
+def test_a_writer_that_guesses_its_steps_names_the_method() -> None:
+    engine = long_run()
+    accounts, books = Accounts([device()], "boot"), Books()
+    accounts.open_engine(replace(header(), details={"method": "proxy"}))
+    feed(accounts, books, engine, list(engine.edges("GPU-0")))
+    assert {row.energy.method for row in books.rows.values()} == {"proxy"}
 
 
 def test_two_gpus_are_settled_alone_and_summed() -> None:
