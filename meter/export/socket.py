@@ -40,7 +40,7 @@ class MiddlewareSocket:
         self._publish = publish
         self._answer = answer
         self._server: asyncio.Server | None = None
-        self._writers: set[asyncio.StreamWriter] = set()
+        self._connections: dict[asyncio.StreamWriter, asyncio.Task[None] | None] = {}
         self.dropped = 0
         """Messages that could not be read, and answers that nobody took."""
 
@@ -63,8 +63,10 @@ class MiddlewareSocket:
     async def stop(self) -> None:
         if self._server is not None:
             self._server.close()
-            for writer in list(self._writers):
+            served = [task for task in self._connections.values() if task is not None]
+            for writer in self._connections:
                 writer.transport.abort()
+            await asyncio.gather(*served)
             await self._server.wait_closed()
             self._path.unlink(missing_ok=True)
 
@@ -72,7 +74,7 @@ class MiddlewareSocket:
         if not _same_user(writer.get_extra_info("socket")):
             writer.transport.abort()
             return
-        self._writers.add(writer)
+        self._connections[writer] = asyncio.current_task()
         try:
             while line := await reader.readline():
                 self._take(line, writer)
@@ -80,7 +82,7 @@ class MiddlewareSocket:
             self.dropped += 1
             logger.warning("a server's connection ended: %s", error)
         finally:
-            self._writers.discard(writer)
+            del self._connections[writer]
             writer.transport.abort()
 
     def _take(self, line: bytes, writer: asyncio.StreamWriter) -> None:

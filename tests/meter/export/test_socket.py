@@ -1,0 +1,112 @@
+"""The meter's socket, with the middleware's own line at the other end."""
+
+import asyncio
+import socket
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from etameter.errors import MeterBusy
+from etameter.export.socket import MiddlewareSocket
+from etameter.serving.link import Answer, MeterLink, answer_in
+
+pytestmark = pytest.mark.unit
+
+RECEIPT = "0123456789abcdef" * 2
+
+
+class Meter(MiddlewareSocket):
+    """Knows one receipt, and remembers what it is told."""
+
+    def __init__(self, path: Path) -> None:
+        self.told: list[tuple[str, str]] = []
+        super().__init__(path, announce=self._tell, publish=self._tell, answer=self._look_up)
+
+    def _tell(self, receipt_id: str, what: str) -> None:
+        self.told.append((receipt_id, what))
+
+    def _look_up(self, receipt_id: str) -> Answer:
+        return Answer({"energy_joules": 2.5}, None) if receipt_id == RECEIPT else Answer(None, "unknown_request")
+
+
+def test_a_request_is_announced_published_and_answered(tmp_path: Path) -> None:
+    async def main() -> None:
+        meter, link = Meter(tmp_path / "meter.sock"), MeterLink(tmp_path / "meter.sock")
+        await meter.start()
+        assert stat.S_IMODE((tmp_path / "meter.sock").stat().st_mode) == 0o600
+        link.opened(RECEIPT, {"arm": "entrace"})  # before there is a connection
+        link.start()
+        while (answer := await answer_in(5, link.ask(RECEIPT, "chatcmpl-1"))).reason == "meter_away":  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+        assert answer == Answer({"energy_joules": 2.5}, None)
+        assert await answer_in(5, link.receipt("f" * 32)) == Answer(None, "unknown_request")
+        assert meter.told == [(RECEIPT, "entrace"), (RECEIPT, "chatcmpl-1")]
+        await link.stop()
+        await meter.stop()
+
+    asyncio.run(main())
+
+
+def test_a_meter_that_stops_hangs_up_and_complains_of_nothing(tmp_path: Path) -> None:
+    complaints: list[dict[str, Any]] = []
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+        meter = Meter(tmp_path / "meter.sock")
+        await meter.start()
+        reader, writer = await asyncio.open_unix_connection(tmp_path / "meter.sock")
+        writer.write(b'{"type":"ask","receipt_id":"%s"}\n' % RECEIPT.encode())
+        await reader.readline()
+        await meter.stop()
+        assert await reader.read() == b""
+        assert not (tmp_path / "meter.sock").exists()
+        writer.close()
+
+    asyncio.run(main())
+    assert complaints == []
+
+
+def test_what_is_no_message_is_counted_and_the_next_one_read(tmp_path: Path) -> None:
+    bad = [
+        b"{",
+        b"[1]",
+        b'"x"',
+        b"\xff",
+        b"{}",
+        b'{"type":"ask","receipt_id":"../x"}',
+        b'{"type":"open","receipt_id":7}',
+    ]
+
+    async def main() -> None:
+        meter = Meter(tmp_path / "meter.sock")
+        await meter.start()
+        reader, writer = await asyncio.open_unix_connection(tmp_path / "meter.sock")
+        writer.write(b"\n".join([*bad, b'{"type":"ask","receipt_id":"%s"}' % RECEIPT.encode(), b""]))
+        assert b'"energy_joules":2.5' in await reader.readline()
+        assert meter.dropped == len(bad)
+        writer.write(b"x" * 200_000)  # a line without an end
+        assert await reader.read() == b""
+        assert meter.dropped == len(bad) + 1
+        writer.close()
+        await meter.stop()
+
+    asyncio.run(main())
+
+
+def test_a_place_where_no_socket_can_be_is_said(tmp_path: Path) -> None:
+    with pytest.raises(MeterBusy, match="ETAMETER_RUN"):
+        asyncio.run(Meter(tmp_path / "missing" / "meter.sock").start())
+
+
+def test_the_socket_of_a_meter_that_was_killed_is_replaced(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(tmp_path / "meter.sock"))
+
+    async def main() -> None:
+        meter = Meter(tmp_path / "meter.sock")
+        await meter.start()
+        await meter.stop()
+
+    asyncio.run(main())
