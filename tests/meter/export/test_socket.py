@@ -51,21 +51,21 @@ def test_a_request_is_announced_published_and_answered(tmp_path: Path) -> None:
 
 def test_a_meter_that_stops_hangs_up_and_complains_of_nothing(tmp_path: Path) -> None:
     complaints: list[dict[str, Any]] = []
+    with socket.socket(socket.AF_UNIX) as client:
 
-    async def main() -> None:
-        asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
-        meter = Meter(tmp_path / "meter.sock")
-        await meter.start()
-        reader, writer = await asyncio.open_unix_connection(tmp_path / "meter.sock")
-        writer.write(b'{"type":"ask","receipt_id":"%s"}\n' % RECEIPT.encode())
-        await reader.readline()
-        await meter.stop()
-        assert await reader.read() == b""
-        assert not (tmp_path / "meter.sock").exists()
-        writer.close()
+        async def main() -> None:
+            asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+            meter = Meter(tmp_path / "meter.sock")
+            await meter.start()
+            client.connect(str(tmp_path / "meter.sock"))
+            client.sendall(b'{"type":"ask","receipt_id":"%s"}\n' % RECEIPT.encode())
+            await asyncio.to_thread(client.recv, 1000)
+            await meter.stop()  # with the connection open, and nothing after it
 
-    asyncio.run(main())
+        asyncio.run(main())
+        assert client.recv(1) == b""
     assert complaints == []
+    assert not (tmp_path / "meter.sock").exists()
 
 
 def test_what_is_no_message_is_counted_and_the_next_one_read(tmp_path: Path) -> None:
