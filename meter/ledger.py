@@ -10,6 +10,7 @@ import sqlite3
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from etameter.errors import EtameterError
 from etameter.records import Balance, Edge, RequestEnergy, RequestRecord, Source
@@ -145,21 +146,14 @@ class Ledger:
                 _INSERT_REQUEST,
                 [_request_row(row, resume.boot_id, wall_time) for row in requests],
             )
-            self._db.execute("INSERT OR REPLACE INTO resume VALUES ('resume', ?)", (_resume_text(resume),))
+            self._db.execute("INSERT OR REPLACE INTO resume VALUES ('resume', ?)", (resume_text(resume),))
 
     def resume(self) -> Resume | None:
         """Where an earlier meter left off, or None for a new ledger."""
         row = self._db.execute("SELECT value FROM resume WHERE key = 'resume'").fetchone()
         if row is None:
             return None
-        about = json.loads(row[0])
-        return Resume(
-            boot_id=about["boot_id"],
-            ring_created_ns=about["ring_created_ns"],
-            frontier_ns=about["frontier_ns"],
-            last_edges=tuple(Edge(*edge) for edge in about["last_edges"]),
-            coefficients={uuid: (energy, time_s) for uuid, (energy, time_s) in about["coefficients"].items()},
-        )
+        return resume_from(json.loads(row[0]))
 
     def open_requests(self, boot_id: str) -> list[RequestRow]:
         """Requests of this boot that were not settled."""
@@ -279,7 +273,19 @@ def _row(row: tuple) -> RequestRow:  # type: ignore[type-arg]  # sqlite3 gives u
     )
 
 
-def _resume_text(resume: Resume) -> str:
+def resume_from(about: Mapping[str, Any]) -> Resume:
+    """What `resume_text` has written, read as JSON."""
+    return Resume(
+        boot_id=about["boot_id"],
+        ring_created_ns=about["ring_created_ns"],
+        frontier_ns=about["frontier_ns"],
+        last_edges=tuple(Edge(*edge) for edge in about["last_edges"]),
+        coefficients={uuid: (energy, time_s) for uuid, (energy, time_s) in about["coefficients"].items()},
+    )
+
+
+def resume_text(resume: Resume) -> str:
+    """As JSON."""
     return json.dumps(
         {
             "boot_id": resume.boot_id,
