@@ -90,7 +90,7 @@ def attribute(
     features = work.step_features
     part = _overlap(work.start_ns, work.end_ns, start_ns, end_ns)
     modelled_j = costs.step_energy(features) * part
-    variance_j2 = costs.step_variance(features) * part**2
+    variance_j2 = costs.part_variance(features, part)
     bubbles = _bubbles(work, start_ns, end_ns)
     bubble_s = sum(seconds for seconds, _ in bubbles)
     start_up_s = max(0, engine_started_ns - start_ns) * 1e-9
@@ -105,7 +105,8 @@ def attribute(
     edge_j2 = edge_variance_j2(interval)
     if start_up_s > 0:  # nothing is known of what start-up draws: it takes whatever the rest leaves
         variance[-1] += interval.energy_j**2
-    paid_j, residual_j = reconcile(modelled, variance, interval.energy_j, edge_j2)
+    tolerance_j2 = edge_j2 if costs.intervals else math.inf  # a first guess can't tell a neighbour from its own error
+    paid_j, residual_j = reconcile(modelled, variance, interval.energy_j, tolerance_j2)
     step_j, (bubble_j, idle_j, start_up_j) = paid_j[:-3], paid_j[-3:]
     shares = _step_shares(work, costs, part, step_j, edge_j2, interval.energy_j)
     for seconds, payers in bubbles:
@@ -134,7 +135,7 @@ def foresee(work: Work, costs: Costs, since_ns: int) -> dict[str, Share]:
     features = work.step_features
     modelled_j = costs.step_energy(features) * part
     shares = _step_shares(work, costs, part, modelled_j, 0.0, 0.0)
-    variance_j2 = float(np.sum(costs.step_variance(features) * part**2))
+    variance_j2 = float(np.sum(costs.part_variance(features, part)))
     for share in shares.values():  # no counter holds the sum fixed yet
         share.variance_j2 += variance_j2 * (share.energy_j / max(float(np.sum(modelled_j)), 1e-30)) ** 2
     return shares
@@ -218,7 +219,7 @@ def _step_shares(
         return {}
     features = work.step_features
     modelled_j = costs.step_energy(features) * part
-    variance_j2 = costs.step_variance(features) * part**2
+    variance_j2 = costs.part_variance(features, part)
     row_j, own_j = _row_parts(work, costs, features)
     whole_j = np.bincount(work.row_step, weights=row_j, minlength=len(part)).astype(np.float64)
     step = work.row_step[touched]

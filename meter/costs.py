@@ -28,6 +28,8 @@ LAGS_NS = tuple(range(0, 201_000_000, 10_000_000))
 OTHER_LAGS = 2
 LAG_GAIN = 0.95
 """Another lag is taken only if it leaves less than this share of the misfit of the one in use."""
+UNEVENNESS = 0.2
+"""By so much of it the energy of half a step's time deviates from half the step's energy."""
 HUBER = 2.5
 """An interval further off than so many deviations pulls no harder for it."""
 STEP_NOISE = 0.04
@@ -135,6 +137,12 @@ class Costs:
         """Variance in J² of `step_energy`: the coefficients' and the step's own."""
         joint = np.einsum("si,ij,sj->s", features, self.covariance, features)
         variance: Array = joint + (self.step_noise * self.step_energy(features)) ** 2
+        return variance
+
+    def part_variance(self, features: Array, part: Array) -> Array:
+        """Variance in J² of the energy of parts of steps (S shares of their time): power within a step is not quite constant."""
+        unevenness = (UNEVENNESS * self.step_energy(features)) ** 2 * part * (1 - part)
+        variance: Array = self.step_variance(features) * part**2 + unevenness
         return variance
 
 

@@ -209,28 +209,34 @@ class RingWriter:
         self._map.close()
 
     def _append(self, kind: int, payload: bytes) -> None:
-        length = -(-(_FRAME.size + len(payload)) // _ALIGNMENT) * _ALIGNMENT
+        size = _FRAME.size + len(payload)
+        length = (size + _ALIGNMENT - 1) // _ALIGNMENT * _ALIGNMENT
+        at = self._committed % self._capacity
         if length * 2 > self._capacity:
             raise ValueError(
                 f"a record of {length} bytes does not fit a ring of {self._capacity}: use a larger capacity_bytes"
             )
-        room = self._capacity - self._committed % self._capacity
-        if room < length:
-            self._put(_PADDING, b"", room)
-        self._put(kind, payload, length)
-
-    def _put(self, kind: int, payload: bytes, length: int) -> None:
-        self._words[_RESERVED_WORD] = self._committed + length
-        at = HEADER_BYTES + self._committed % self._capacity
-        segment = self._committed % self._capacity * _SEGMENTS // self._capacity
+        if at + length > self._capacity:
+            self._pad(self._capacity - at)
+            at = 0
+        segment = at * _SEGMENTS // self._capacity
         if segment != self._segment:
             self._segment = segment
             self._words[_SEGMENT_WORD + segment] = self._committed + 1
-        frame = _FRAME.pack(length, zlib.crc32(payload), self._sequence & 0xFFFFFFFF, kind)
-        self._map[at : at + _FRAME.size + len(payload)] = frame + payload
-        if kind != _PADDING:
-            self._sequence += 1
-        self._committed += length
+        end = self._committed + length
+        self._words[_RESERVED_WORD] = end
+        frame = _FRAME.pack(length, zlib.crc32(payload), self._sequence, kind)
+        self._map[HEADER_BYTES + at : HEADER_BYTES + at + size] = frame + payload
+        self._sequence = (self._sequence + 1) & 0xFFFFFFFF
+        self._committed = end
+        self._words[_COMMITTED_WORD] = end
+
+    def _pad(self, room: int) -> None:
+        """Fill what is left before the end of the area."""
+        at = HEADER_BYTES + self._committed % self._capacity
+        self._words[_RESERVED_WORD] = self._committed + room
+        self._map[at : at + _FRAME.size] = _FRAME.pack(room, zlib.crc32(b""), self._sequence, _PADDING)
+        self._committed += room
         self._words[_COMMITTED_WORD] = self._committed
 
 
@@ -240,7 +246,8 @@ def _create(path: Path, size: int, about: bytes, capacity: int) -> mmap.mmap:
     descriptor = os.open(building, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
         os.posix_fallocate(descriptor, 0, size)  # a full file system is an error here, not a SIGBUS in the engine later
-        mapped = mmap.mmap(descriptor, size)
+        # Every page is there before the first step: a page fault would cost the engine more than the record.
+        mapped = mmap.mmap(descriptor, size, flags=mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0))
         mapped[: _FIXED.size] = _FIXED.pack(MAGIC, VERSION, HEADER_BYTES, capacity, 0, 0)
         mapped[_JSON_OFFSET : _JSON_OFFSET + _JSON_LENGTH.size] = _JSON_LENGTH.pack(len(about))
         mapped[_JSON_OFFSET + _JSON_LENGTH.size : _JSON_OFFSET + _JSON_LENGTH.size + len(about)] = about
