@@ -26,11 +26,12 @@ from .counters.simulated import SimulatedCounter
 from .demo_report import Exchange, Progress, Report
 from .errors import CounterError, EngineError, EtameterError
 from .ledger import Ledger
-from .serving import cpu_engine, gpu_engine, launch, small_model, streamed
+from .serving import cpu_engine, gpu_engine, launch, ports, small_model, streamed
 from .serving.child import complete, interruptible
 from .serving.link import MeterLink
 from .serving.ring import RingWriter
 from .serving.streamed import TokenSteps
+from .serving.supervisor import Supervisor
 
 Profile = Literal["h100", "a100"]
 
@@ -108,14 +109,14 @@ def _own(model: str | None, profile: Profile, folder: Path, progress: Progress) 
     _install_engine(metering, progress)
     served = model or str(_small_model(progress))
     name = model or small_model.NAME
-    port = free_port(launch.DEFAULT_PORT)
+    port, claim = ports.claim_free("127.0.0.1", launch.DEFAULT_PORT)
     options = ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", name]
     options += ENGINE_OPTIONS if metering.counter != "nvml" else ()
     warning = launch.check(served, options)
     if warning:
         progress.say(warning)
     server = f"http://127.0.0.1:{port}"
-    with _Meter(folder, metering, profile, progress) as meter:
+    with closing(claim), _Meter(folder, metering, profile, progress) as meter:
         progress.begin(f"loading {name} into vLLM")
         engine = launch.engine_service(served, options, meter.settings, meter.log)
         meter.supervisor.start(engine)
@@ -235,16 +236,6 @@ def _follow(phases: Iterator[str], progress: Progress) -> None:
     progress.end()
 
 
-def free_port(preferred: int) -> int:
-    """The preferred port of the loopback address, or any free one where it is taken."""
-    for port in (preferred, 0):
-        with socket.socket() as probe, suppress(OSError):
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(("127.0.0.1", port))
-            return int(probe.getsockname()[1])
-    raise EngineError("no port is free on 127.0.0.1", "end some of what runs here")
-
-
 class _Meter:
     """The demo's own meter, with a ledger that holds nothing but the demo, while the `with` block runs."""
 
@@ -255,16 +246,18 @@ class _Meter:
         self._config_file = folder / "etameter.toml"
         self._config_file.touch()  # in place of the user's, whose arms and counters are not the demo's
         simulated = profile if metering.counter == "simulated" else None
-        meter = {"port": free_port(METER_PORT), "ledger": folder / "ledger.db", "simulate_gpu": simulated}
+        port, self._claim = ports.claim_free("127.0.0.1", METER_PORT)
+        meter = {"port": port, "ledger": folder / "ledger.db", "simulate_gpu": simulated}
         self.settings = config.load(self._config_file, {"meter": meter, "serve": {"engine": f"demo-{os.getpid()}"}})
         self.url = f"http://127.0.0.1:{self.settings.meter.port}"
         self.ring_path = config.ring_path(self.settings.serve.engine)
-        self.supervisor = launch.Supervisor(progress.say, self.settings.serve.restart_backoff_s)
+        self.supervisor = Supervisor(progress.say, self.settings.serve.restart_backoff_s)
 
     def __enter__(self) -> Self:
         self._log = self.log_path.open("w", buffering=1)
         self._progress.begin("starting the meter")
         with ExitStack() as undo:
+            undo.enter_context(closing(self._claim))
             undo.callback(self._clean_up)
             undo.enter_context(self.supervisor)
             launch.start_metering(self.supervisor, self.settings, self._config_file, self.log)
