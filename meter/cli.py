@@ -10,6 +10,7 @@ import typer
 
 from .errors import ConfigError, EtameterError
 
+REGRESSION = 3
 INTERRUPTED = 130
 
 app = typer.Typer(
@@ -127,6 +128,51 @@ def meter(
 
 
 @app.command()
+def record(
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The recording, a zip file; it must not exist yet.")],
+    seconds: Annotated[float | None, typer.Option(min=0.1, help="End after so long; by default at Ctrl-C.")] = None,
+    ring: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Ring of the engine. By default that of [serve] engine.")
+    ] = None,
+    board: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="What a simulated board publishes; needs --simulate-gpu.")
+    ] = None,
+    simulate_gpu: SimulateGpu = None,
+    config_file: Annotated[Path | None, typer.Option("--config", metavar="FILE", help=_CONFIG_HELP)] = None,
+) -> int:
+    """Record what an engine does and what the counters say, for a bug report or a test.
+
+    Runs beside the meter that is there, if one is. No text of prompts or answers is in a recording, and no id that a client chose.
+    """
+    from . import config, daemon, recording
+
+    if board is not None and simulate_gpu is None:
+        raise ConfigError("--board needs --simulate-gpu", "name the board's profile, h100 or a100")
+    loaded = config.load(config_file, {"meter": {"simulate_gpu": simulate_gpu}})
+    print(f"recording to {out}: Ctrl-C ends it", file=sys.stderr)
+    daemon.record(loaded, ring or config.ring_path(loaded.serve.engine), board, out, seconds)
+    print(recording.report(recording.replay(out)))
+    return 0
+
+
+@app.command()
+def replay(
+    file: Annotated[Path, typer.Argument(help="What `etameter record` has written.")],
+    receipt: Annotated[str | None, typer.Option(metavar="ID", help="Show only the receipt of this id.")] = None,
+    as_json: Json = False,
+) -> int:
+    """Compute every receipt of a recording again, and compare it with the recorded one.
+
+    Ends with 3 where this version gives other figures than the one that recorded, beyond rounding.
+    """
+    from . import recording
+
+    replayed = recording.replay(file)
+    print(recording.as_json(replayed, receipt) if as_json else recording.report(replayed, receipt))
+    return 0 if replayed.worst <= recording.SAME else REGRESSION
+
+
+@app.command()
 def demo(
     url: Annotated[str | None, typer.Option(help="Meter this running server instead of starting one.")] = None,
     model: Annotated[str | None, typer.Option(help="Model to serve; by default the small one that is bundled.")] = None,
@@ -137,3 +183,28 @@ def demo(
     from . import demo as demonstration
 
     return demonstration.run(url=url, model=model, profile=profile, as_json=as_json)
+
+
+@app.command()
+def doctor(
+    seconds: Annotated[
+        float, typer.Option(min=0.3, max=60.0, help="How long each of about 14 looks at the counters takes.")
+    ] = 1.5,
+    burst: Annotated[
+        bool, typer.Option("--burst", help="Load the GPUs in bursts, to find the counter's lag. Needs torch.")
+    ] = False,
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COMMAND", help="Compare with the watts that this prints, e.g. of a BMC. Takes 2 minutes."
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """Say what this machine can measure, and how well.
+
+    Exits 2 where nothing can be measured.
+    """
+    from . import doctor as examination
+
+    return examination.run(seconds=seconds, burst=burst, reference=reference, as_json=as_json)

@@ -8,6 +8,7 @@ import os
 import signal
 import sqlite3
 import sys
+import tempfile
 import time
 from collections import OrderedDict, deque
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ from etameter.export.prometheus import Metrics
 from etameter.export.receipts import UNKNOWN_REQUEST, energy_object, is_receipt_id
 from etameter.export.socket import Answer, MiddlewareSocket
 from etameter.ledger import Ledger, Resume
+from etameter.recording import Recorder
 from etameter.sampler import Sampler
 from etameter.serving.ring import RingReader, boot_id
 
@@ -53,16 +55,40 @@ def run(settings: config.Config, ring: Path, board: Path | None, socket: Path) -
     asyncio.run(_run(settings, ring, board, socket))
 
 
-async def _run(settings: config.Config, ring: Path, board: Path | None, socket: Path) -> None:
+def record(settings: config.Config, ring: Path, board: Path | None, file: Path, seconds: float | None) -> None:
+    """Record what an engine and its counters say into `file`, for `seconds` or until SIGTERM or SIGINT.
+
+    A meter with a ledger, socket and port of its own does it, so that one that runs already is left in peace.
+
+    Raises:
+        EtameterError: no counter, or the file can't be written.
+    """
+    logging.basicConfig(level=logging.WARNING, format="etameter: %(message)s", stream=sys.stderr)
+    with tempfile.TemporaryDirectory(prefix="etameter-record-") as folder:
+        aside = {"host": "127.0.0.1", "port": 0, "ledger": Path(folder, "ledger.db")}
+        own = settings.model_copy(update={"meter": settings.meter.model_copy(update=aside)})
+        asyncio.run(_run(own, ring, board, Path(folder, "meter.sock"), file, seconds))
+
+
+async def _run(
+    settings: config.Config,
+    ring: Path,
+    board: Path | None,
+    socket: Path,
+    recording: Path | None = None,
+    seconds: float | None = None,
+) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+    if seconds is not None:
+        loop.call_later(seconds, stop.set)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     lock = hold_lock(socket.with_suffix(".lock"))
     simulated = settings.meter.simulate_gpu is not None
     counters = await open_counters(board or config.board_path(settings.serve.engine) if simulated else None)
     try:
-        meter = Meter(settings, ring, socket, counters)
+        meter = Meter(settings, ring, socket, counters, recording)
         await meter.run(stop)
     finally:
         for counter in counters:
@@ -141,7 +167,14 @@ def alive(pid: int) -> bool:
 class Meter:
     """Wires the parts together; everything but the sampler runs on one event loop."""
 
-    def __init__(self, settings: config.Config, ring: Path, socket: Path, counters: Sequence[Counter]) -> None:
+    def __init__(
+        self,
+        settings: config.Config,
+        ring: Path,
+        socket: Path,
+        counters: Sequence[Counter],
+        recording: Path | None = None,
+    ) -> None:
         self._settings = settings
         self._ring_path = ring
         self._counters = counters
@@ -155,7 +188,7 @@ class Meter:
         self._ignored_inode: int | None = None
         self._engine_lost_ns: int | None = None
         self._boot_id = boot_id()
-        self._accounts = self._open_accounts()
+        self._accounts = self._open_accounts(recording)
         self._public_ids: OrderedDict[str, str] = OrderedDict()
         self._unwritten: deque[Batch] = deque()
         self._work = asyncio.Event()
@@ -189,6 +222,7 @@ class Meter:
             await self._socket.stop()
             self._receipts.close()
             self._ledger.close()
+            self._end_recording()
 
     async def _listen(self, runner: web.AppRunner) -> None:
         await runner.setup()
@@ -209,13 +243,38 @@ class Meter:
             self._ledger.path,
         )
 
-    def _open_accounts(self) -> Accounts:
+    def _open_accounts(self, recording: Path | None) -> Accounts:
         devices = [Device(each.gpu_uuid, each.kind, each.source, each.board_name) for each in self._counters]
-        accounts = Accounts(devices, self._boot_id, self._resumable())
+        accounts = (
+            Accounts(devices, self._boot_id, self._resumable())
+            if recording is None
+            else Recorder(recording, devices, self._boot_id, self._resumable(), about=self._about())
+        )
         accounts.inherit(self._ledger.open_requests(self._boot_id))
         for counter in self._counters:
             accounts.timelines()[counter.gpu_uuid].power_limit_w = counter.power_limit_w()
         return accounts
+
+    def _about(self) -> dict[str, object]:
+        return {
+            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "counter": self._kind,
+            "scopes": sorted({counter.scope for counter in self._counters}),
+            "poll_ms": self._settings.meter.poll_ms,
+            "simulate_gpu": self._settings.meter.simulate_gpu,
+        }
+
+    def _end_recording(self) -> None:
+        if isinstance(self._accounts, Recorder):
+            self._accounts.close(
+                polls=self._sampler.polls,
+                missed_polls=self._sampler.missed_polls,
+                lateness_ns=self._sampler.lateness_ns,
+                worst_lateness_ns=self._sampler.worst_lateness_ns,
+                dropped_edges=self._sampler.dropped,
+                lost_records=self._reader.lost_records if self._reader else 0,
+                torn_records=self._reader.torn_records if self._reader else 0,
+            )
 
     def _resumable(self) -> Resume | None:
         """Where the last meter stopped, if the engine that it metered still runs."""

@@ -23,7 +23,9 @@ LAYERS: tuple[frozenset[str], ...] = (
     | {"etameter.steps", "etameter.timeline", "etameter.counters"},
     frozenset({"etameter.export", "etameter.ledger", "etameter.sampler"}),
     frozenset({"etameter.accounts"}),
-    frozenset({"etameter.daemon"}),
+    frozenset({"etameter.recording"}),
+    frozenset({"etameter.bursts"}),
+    frozenset({"etameter.daemon", "etameter.doctor"}),
     frozenset({"etameter.serving"}),
     frozenset({"etameter.prompts", "etameter.dashboards"}),
     frozenset({"etameter.demo", "etameter.demo_report", "etameter.conversation"}),
@@ -104,7 +106,7 @@ def test_serving_knows_the_records_and_the_config_only(module: str) -> None:
 
 def test_one_module_knows_pynvml() -> None:
     knowing = {module for module, path in MODULES.items() if "pynvml" in _imports(module, path)}
-    assert knowing <= {"etameter.counters.nvml"}
+    assert knowing <= {"etameter.counters.nvml", "etameter.counters.nvml_facts"}
 
 
 @pytest.mark.parametrize("name", sorted(PURE))
