@@ -105,7 +105,9 @@ def attribute(
     edge_j2 = edge_variance_j2(interval)
     if start_up_s > 0:  # nothing is known of what start-up draws: it takes whatever the rest leaves
         variance[-1] += interval.energy_j**2
-    tolerance_j2 = edge_j2 if costs.intervals else math.inf  # a first guess can't tell a neighbour from its own error
+    tolerance_j2 = edge_j2 + _lag_variance(work, costs, features, start_ns, end_ns)
+    if costs.intervals == 0:  # a first guess can't tell a neighbour from its own error
+        tolerance_j2 = math.inf
     paid_j, residual_j = reconcile(modelled, variance, interval.energy_j, tolerance_j2)
     step_j, (bubble_j, idle_j, start_up_j) = paid_j[:-3], paid_j[-3:]
     shares = _step_shares(work, costs, part, step_j, edge_j2, interval.energy_j)
@@ -176,6 +178,17 @@ def _overlap(starts: IntArray, ends: IntArray, start_ns: int, end_ns: int) -> Ar
     whole = (ends > start_ns) & (ends <= end_ns)
     part: Array = np.where(length > 0, np.clip(inside, 0, None) / np.maximum(length, 1), whole.astype(np.float64))
     return part
+
+
+def _lag_variance(work: Work, costs: Costs, features: Array, start_ns: int, end_ns: int) -> float:
+    """Variance in J² of the modelled energy from not knowing the lag: what a window as long, earlier or later, would hold."""
+    shift_ns = min(costs.lag_error_ns, BUBBLE_NS)
+    above_idle_j = costs.step_energy(features) - costs.energy[0] * features[:, 0]
+    here, earlier, later = (
+        float(np.sum(above_idle_j * _overlap(work.start_ns, work.end_ns, start_ns + by_ns, end_ns + by_ns)))
+        for by_ns in (0, -shift_ns, shift_ns)
+    )
+    return max(abs(earlier - here), abs(later - here)) ** 2
 
 
 def _bubbles(work: Work, start_ns: int, end_ns: int) -> list[tuple[float, list[tuple[str, bool]]]]:

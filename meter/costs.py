@@ -24,8 +24,11 @@ TERMS = ("p0_w", "c_j", "a_j", "a2_j", "b_j", "d_j")
 WINDOW_INTERVALS = 600
 """The fit looks back over so many intervals: a minute at an update period of 100 ms."""
 MIN_INTERVALS = 20
-LAGS_NS = tuple(range(0, 201_000_000, 10_000_000))
-OTHER_LAGS = 2
+LAG_STEP_NS = 10_000_000
+LAGS_NS = tuple(range(0, 201_000_000, LAG_STEP_NS))
+LEAST_LAG_ERROR_NS = 1_000_000
+LAG_INTERVALS = 200
+"""The lag is sought in the last so many intervals."""
 LAG_GAIN = 0.95
 """Another lag is taken only if it leaves less than this share of the misfit of the one in use."""
 UNEVENNESS = 0.2
@@ -127,6 +130,8 @@ class Costs:
     """How many intervals the fit rests on; 0 for a prior."""
     lag_ns: int = 0
     """How long after the work the counter publishes it."""
+    lag_error_ns: int = 50_000_000
+    """How wrong `lag_ns` may be: a steady load does not tell one from another."""
 
     def step_energy(self, features: Array) -> Array:
         """Modelled joules of steps with these `step_features`."""
@@ -179,7 +184,6 @@ class CostFit:
         self.costs = start
         self._intervals: deque[tuple[int, int, float, float]] = deque(maxlen=WINDOW_INTERVALS)
         self._steps: deque[tuple[IntArray, IntArray, Array]] = deque()  # starts, ends, features of runs of steps
-        self._fits = 0
 
     def add_interval(self, interval: Interval) -> None:
         """Energy between two edges, as published."""
@@ -204,20 +208,25 @@ class CostFit:
         if len(self._intervals) < MIN_INTERVALS or not self._steps:
             return self.costs
         starts, ends, joules, edge_error = np.array(self._intervals, dtype=np.float64).T
-        deviation = np.hypot(edge_error, STEP_NOISE * np.maximum(joules, 0.1 * joules.mean()))
         steps = _Knots.of(self._steps)
-        lag_ns = self._lag_ns(steps, starts, ends, joules, deviation)
+        expected = steps.between(starts - self.costs.lag_ns, ends - self.costs.lag_ns) @ self.costs.energy
+        noise = STEP_NOISE * np.maximum(np.maximum(joules, expected), 0.1 * joules.mean())
+        power_w = joules / (ends - starts) * 1e9
+        change_w = np.maximum(
+            np.abs(np.diff(power_w, prepend=power_w[0])), np.abs(np.diff(power_w, append=power_w[-1]))
+        )
+        lag_ns, lag_error_ns = self._lag(steps, starts, ends, joules, np.hypot(edge_error, noise))
+        deviation = np.sqrt(edge_error**2 + noise**2 + (change_w * lag_error_ns * 1e-9) ** 2)
         design = steps.between(starts - lag_ns, ends - lag_ns)
         trust = np.ones(len(joules)) / deviation
         for _ in range(3):
             energy, covariance = ridge_nnls(design * trust[:, None], joules * trust, self._prior)
             residual = np.abs(joules - design @ energy) / deviation
-            scale = max(
-                1.4826 * float(np.median(residual)), 0.25
-            )  # the noise, as the better half of the intervals shows it
+            scale = max(1.4826 * float(np.median(residual)), 0.25)  # the noise in the better half of the intervals
             huber = np.minimum(1.0, HUBER * scale / np.maximum(residual, 1e-12))
             trust = np.sqrt(huber) / (scale * deviation)
-        spread_j = float(np.sqrt(np.average((joules - design @ energy) ** 2, weights=huber)))
+        busy = design[:, 1] > 0
+        spread_j = 1.4826 * float(np.median(np.abs(joules - design @ energy)[busy])) if np.any(busy) else 0.0
         steps_in_interval = max(float(np.mean(design[:, 1])), 1.0)
         self.costs = Costs(
             energy=energy,
@@ -226,23 +235,36 @@ class CostFit:
             step_noise=max(STEP_NOISE, spread_j / float(np.mean(joules)) * steps_in_interval**0.5),
             intervals=len(joules),
             lag_ns=lag_ns,
+            lag_error_ns=lag_error_ns,
         )
         return self.costs
 
-    def _lag_ns(self, steps: "_Knots", starts: Array, ends: Array, joules: Array, deviation: Array) -> int:
-        """The lag in use, its neighbours, or one of a few others, which every fit takes in turn."""
-        here = LAGS_NS.index(self.costs.lag_ns)
-        self._fits += 1
-        others = [(self._fits * OTHER_LAGS + turn) % len(LAGS_NS) for turn in range(OTHER_LAGS)]
-        misfit = {}
-        for index in {here, max(here - 1, 0), min(here + 1, len(LAGS_NS) - 1), *others}:
-            lag_ns = LAGS_NS[index]
+    def _lag(self, steps: "_Knots", starts: Array, ends: Array, joules: Array, deviation: Array) -> tuple[int, int]:
+        """The lag under which the last intervals' work explains their energy best, and how far others do nearly as well."""
+        last = slice(-LAG_INTERVALS, None)
+        starts, ends, joules, deviation = starts[last], ends[last], joules[last], deviation[last]
+        misfit, noise = [], []
+        for lag_ns in LAGS_NS:
             design = steps.between(starts - lag_ns, ends - lag_ns) / deviation[:, None]
             energy, _ = ridge_nnls(design, joules / deviation, self._prior)
             off = np.abs(joules / deviation - design @ energy)
-            misfit[lag_ns] = float(np.sum(np.where(off < HUBER, off**2, HUBER * (2 * off - HUBER))))
-        best = min(misfit, key=misfit.__getitem__)
-        return best if misfit[best] < LAG_GAIN * misfit[self.costs.lag_ns] else self.costs.lag_ns
+            misfit.append(float(np.sum(np.where(off < HUBER, off**2, HUBER * (2 * off - HUBER)))))
+            noise.append(1.4826 * float(np.median(off)))
+        best, here = int(np.argmin(misfit)), round(self.costs.lag_ns / LAG_STEP_NS)
+        if abs(best - here) > 1 and misfit[best] >= LAG_GAIN * misfit[here]:
+            best = here
+        within = misfit[best] * (
+            1 + 4 / len(joules)
+        )  # two deviations, where the misfit is as large as there are intervals
+        far = [abs(index - best) * LAG_STEP_NS for index, other in enumerate(misfit) if other <= within]
+        middle = min(max(best, 1), len(misfit) - 2)
+        left, centre, right = misfit[middle - 1 : middle + 2]
+        bend = (left - 2 * centre + right) / 2  # of the parabola through the three, per step squared
+        if max(far, default=0) > LAG_STEP_NS or bend <= 0:
+            return LAGS_NS[best], max(far, default=0)
+        bottom = min(max(middle - (right - left) / (4 * bend), 0.0), len(misfit) - 1.0)
+        half_width = ((within - misfit[best]) / bend) ** 0.5
+        return int(bottom * LAG_STEP_NS), max(int(half_width * LAG_STEP_NS), LEAST_LAG_ERROR_NS)
 
     def _time(self, steps: "_Knots") -> Array:
         seconds = steps.features[:, 0]

@@ -236,8 +236,10 @@ def test_the_lag_of_the_counter_is_found() -> None:
     accounts, books = Accounts([device()], "boot"), Books()
     accounts.open_engine(header())
     feed(accounts, books, engine, list(engine.edges("GPU-0", lag_ns=60 * MS)))
-    assert accounts.costs()["GPU-0"].lag_ns == 60 * MS
-    assert accounts.costs()["GPU-0"].energy[0] == pytest.approx(IDLE_W, rel=0.05)
+    costs = accounts.costs()["GPU-0"]
+    assert costs.lag_ns == pytest.approx(60 * MS, abs=2 * MS)
+    assert costs.lag_error_ns <= 5 * MS
+    assert costs.energy[0] == pytest.approx(IDLE_W, rel=0.05)
 
 
 def test_what_came_before_the_engine_is_its_start_up() -> None:

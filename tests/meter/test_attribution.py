@@ -19,7 +19,7 @@ MS = 1_000_000
 ENERGY = np.array([100.0, 2.0, 0.01, 0.0, 0.1, 0.001])
 #                 -    t0 s  ta s/tok    tb s/tok
 TIME = np.array([0.0, 0.01, 0.001, 0.0, 0.0, 0.0])
-COSTS = Costs(ENERGY, np.diag((0.01 * ENERGY) ** 2), TIME, 0.04, 100)
+COSTS = Costs(ENERGY, np.diag((0.01 * ENERGY) ** 2), TIME, 0.04, 100, lag_error_ns=0)
 
 
 def decode(request_id: str, context: int = 99) -> Scheduled:
