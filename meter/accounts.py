@@ -18,8 +18,8 @@ from etameter.records import (
     Balance,
     Conditions,
     Edge,
+    Finding,
     Interval,
-    ReadFailure,
     RequestEnergy,
     RequestRecord,
     Source,
@@ -178,7 +178,7 @@ class Accounts:
         if len(self._arms) > MAX_ANNOUNCED:
             self._arms.popitem(last=False)
 
-    def found(self, items: Iterable[Edge | ReadFailure]) -> None:
+    def found(self, items: Iterable[Finding]) -> None:
         """What the sampler found."""
         for item in items:
             if item.gpu_uuid in self._gpus:

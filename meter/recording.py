@@ -33,9 +33,11 @@ from etameter.records import (
     Balance,
     Conditions,
     Edge,
+    Finding,
     ReadFailure,
     RequestEnergy,
     RequestRecord,
+    Standstill,
     receipt_id_of,
 )
 from etameter.serving.ring import Dispatch, Done, Finish, Introduction, Lost, Record, RingHeader, Row
@@ -48,11 +50,13 @@ SAME = 1e-9
 _MANIFEST, _EVENTS = "manifest.json", "events.jsonl"
 _SIBLING = re.compile(r"^\d+_")
 _RECEIPT_TAIL = 1 + 32 + 8  # "-<receipt id><8 hex digits>"
-_SENSED: Mapping[str, Callable[..., Edge | ReadFailure | Conditions]] = {
+_SENSED: Mapping[str, Callable[..., Finding | Conditions]] = {
     "edge": Edge,
     "failure": ReadFailure,
+    "standstill": Standstill,
     "conditions": Conditions,
 }
+_TAGS = {kind: tag for tag, kind in _SENSED.items()}
 _STREAMED: Mapping[str, Callable[..., Record]] = {"done": Done, "finish": Finish, "lost": Lost}
 
 
@@ -133,11 +137,11 @@ class Recorder(Accounts):
         self._write("arm", receipt_name(receipt_id), arm)
         super().announce(receipt_id, arm)
 
-    def found(self, items: Iterable[Edge | ReadFailure]) -> None:
+    def found(self, items: Iterable[Finding]) -> None:
         items = list(items)
         self._note_limits()
         for item in items:
-            self._write("edge" if isinstance(item, Edge) else "failure", *astuple(item))
+            self._write(_TAGS[type(item)], *astuple(item))
         super().found(items)
 
     def changed(self, changes: Iterable[Conditions]) -> None:

@@ -50,6 +50,18 @@ class ReadFailure:
 
 
 @dataclass(frozen=True, slots=True)
+class Standstill:
+    """At `t_ns` the counter still showed its last edge's value, though several updates were due since."""
+
+    gpu_uuid: str
+    t_ns: int
+
+
+Finding = Edge | ReadFailure | Standstill
+"""What a sampler finds out about a counter."""
+
+
+@dataclass(frozen=True, slots=True)
 class Conditions:
     """What the cost of a step depends on besides the step (power cap, throttling), as seen at `t_ns`: it has changed."""
 

@@ -1,23 +1,36 @@
 """Polls energy counters and keeps the edges: the moments at which a counter was seen to change.
 
 Between two edges the energy is known, whatever happened there. A repeated value is no reading of zero joules: the
-driver has not published since. So only changes leave this module, each with the span of time in which it happened.
+driver has not published since. So only changes leave this module, each with the span of time in which it happened, and
+the word that a counter stands still which should not.
 """
 
 import threading
 import time
 from collections import deque
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from etameter.counters import Counter
 from etameter.errors import CounterError
-from etameter.records import Conditions, Edge, ReadFailure
+from etameter.pacing import Pace
+from etameter.records import Conditions, Edge, Finding, ReadFailure, Standstill
 
 RETRY_NS = 250_000_000
 """A counter that failed is asked again after this long: lost devices answer slowly and would delay their neighbours."""
 
 CONDITIONS_NS = 5_000_000_000
 """Power cap and throttling are asked for so rarely: a call more is not free, and they last."""
+
+PROCESSES_NS = 30_000_000_000
+"""Lists of processes take locks in the driver."""
+
+STANDSTILL_PERIODS = 5
+"""A counter that should have been published so often is said to stand still, and again after as long."""
+
+LONGEST_SLEEP_S = 0.1
+"""The thread looks so often whether it is to end."""
 
 
 class EdgeFinder:
@@ -47,21 +60,43 @@ class EdgeFinder:
         self._last_mj = None
 
 
+@dataclass(slots=True)
+class _Watch:
+    """What the sampler remembers of one counter; instants are when something is due."""
+
+    counter: Counter
+    finder: EdgeFinder
+    pace: Pace
+    read_ns: int = 0
+    conditions_ns: int = 0
+    processes_ns: int = 0
+    standstill_ns: int = 0
+    conditions: tuple[Hashable, ...] | None = None
+    processes: tuple[int, ...] | None = None
+
+
 class Sampler:
-    """One thread that polls every counter each `period_ns` and keeps what it finds until `drain`.
+    """One thread that reads each counter when a change is expected, and keeps what it finds until `drain`.
 
     How late it was, what it cost and what it had to drop are results like the edges: see the properties.
     """
 
-    def __init__(self, counters: Sequence[Counter], period_ns: int = 5_000_000, capacity: int = 65_536) -> None:
-        """Poll `counters` every `period_ns` nanoseconds; hold at most `capacity` edges and failures."""
-        self._counters = [(counter, EdgeFinder(counter.gpu_uuid)) for counter in counters]
-        self._retry_at_ns = {counter.gpu_uuid: 0 for counter in counters}
-        self._ask_at_ns = {counter.gpu_uuid: 0 for counter in counters}
+    def __init__(
+        self,
+        counters: Sequence[Counter],
+        period_ns: int = 5_000_000,
+        capacity: int = 65_536,
+        pacing: Literal["locked", "dense"] = "locked",
+    ) -> None:
+        """Read `counters` every `period_ns` nanoseconds until it is known when they are published.
+
+        With `dense` pacing it stays at that. At most `capacity` edges and failures are held.
+        """
+        self._watches = [_Watch(each, EdgeFinder(each.gpu_uuid), Pace(period_ns)) for each in counters]
         self._changes: deque[Conditions] = deque(maxlen=capacity)
-        self._conditions: dict[str, tuple[Hashable, ...]] = {}
         self._period_ns = period_ns
-        self._found: deque[Edge | ReadFailure] = deque()
+        self._locks = pacing == "locked"
+        self._found: deque[Finding] = deque()
         self._capacity = capacity
         self._lock = threading.Lock()
         self._stopping = threading.Event()
@@ -70,7 +105,7 @@ class Sampler:
         self._late_ns = self._worst_late_ns = self._cost_ns = 0
 
     def start(self) -> None:
-        """Begin to poll. A sampler starts once."""
+        """Begin to read. A sampler starts once."""
         self._thread.start()
 
     def stop(self, timeout_s: float = 5.0) -> None:
@@ -78,7 +113,7 @@ class Sampler:
         self._stopping.set()
         self._thread.join(timeout_s)
 
-    def drain(self) -> list[Edge | ReadFailure]:
+    def drain(self) -> list[Finding]:
         """What was found since the last call, in the order in which it was found for each GPU."""
         with self._lock:
             found = list(self._found)
@@ -89,23 +124,31 @@ class Sampler:
         """Conditions other than those that held before, since the last call."""
         return [self._changes.popleft() for _ in range(len(self._changes))]
 
+    def processes(self) -> dict[str, tuple[int, ...] | None]:
+        """By GPU: who computes on it as of the last half minute, by the driver's numbers; None where it is not known."""
+        return {watch.counter.gpu_uuid: watch.processes for watch in self._watches}
+
+    def missed_edges(self) -> dict[str, int]:
+        """By GPU: edges so far that reads told apart badly or not at all."""
+        return {watch.counter.gpu_uuid: watch.pace.missed_edges for watch in self._watches}
+
     @property
     def running(self) -> bool:
         return self._thread.is_alive()
 
     @property
     def polls(self) -> int:
-        """Rounds over all counters so far."""
+        """Reads of counters so far."""
         return self._polls
 
     @property
     def missed_polls(self) -> int:
-        """Rounds left out because the one before ended after they were due."""
+        """Reads that would have had time while one was late or took long."""
         return self._missed_polls
 
     @property
     def lateness_ns(self) -> int:
-        """Sum over all rounds of start minus planned start; divide by `polls` for the mean."""
+        """Sum over all reads of start minus planned start; divide by `polls` for the mean."""
         return self._late_ns
 
     @property
@@ -119,52 +162,64 @@ class Sampler:
 
     @property
     def dropped(self) -> int:
-        """Edges and failures lost, oldest first, because nobody drained them."""
+        """Findings lost, oldest first, because nobody drained them."""
         return self._dropped
 
     def _run(self) -> None:
-        due_ns = time.monotonic_ns()
-        while not self._stopping.is_set():
-            late_ns = time.monotonic_ns() - due_ns
-            self._late_ns += late_ns
-            self._worst_late_ns = max(self._worst_late_ns, late_ns)
-            for counter, finder in self._counters:
-                self._poll(counter, finder)
-            self._polls += 1
-            self._cost_ns = time.thread_time_ns()
-            now_ns = time.monotonic_ns()
-            missed = max(0, (now_ns - due_ns) // self._period_ns)
-            self._missed_polls += missed
-            due_ns += (missed + 1) * self._period_ns
-            time.sleep((due_ns - now_ns) * 1e-9)
+        start_ns = time.monotonic_ns()
+        for watch in self._watches:
+            watch.read_ns = start_ns
+        while self._watches and not self._stopping.is_set():
+            watch = min(self._watches, key=lambda each: each.read_ns)
+            wait_s = (watch.read_ns - time.monotonic_ns()) * 1e-9
+            if wait_s > 0:
+                time.sleep(min(wait_s, LONGEST_SLEEP_S))
+            if wait_s <= LONGEST_SLEEP_S:
+                self._poll(watch)
 
-    def _poll(self, counter: Counter, finder: EdgeFinder) -> None:
+    def _poll(self, watch: _Watch) -> None:
         before_ns = time.monotonic_ns()
-        if before_ns < self._retry_at_ns[counter.gpu_uuid]:
-            return
+        late_ns = before_ns - watch.read_ns
+        self._late_ns += late_ns
+        self._worst_late_ns = max(self._worst_late_ns, late_ns)
         try:
-            energy_mj = counter.read_mj()
+            energy_mj = watch.counter.read_mj()
             after_ns = time.monotonic_ns()
-            if after_ns >= self._ask_at_ns[counter.gpu_uuid]:
-                self._ask(counter, after_ns)
+            self._see(watch, watch.finder.see(before_ns, energy_mj, after_ns), before_ns)
+            self._ask(watch, after_ns)
+            next_ns = watch.pace.next_ns(after_ns) if self._locks else after_ns + self._period_ns
         except CounterError as error:
-            finder.forget()
+            watch.finder.forget()
+            watch.pace.forget()
             after_ns = time.monotonic_ns()
-            self._retry_at_ns[counter.gpu_uuid] = after_ns + RETRY_NS
-            self._keep(ReadFailure(counter.gpu_uuid, (before_ns + after_ns) // 2, error.cause))
-            return
-        edge = finder.see(before_ns, energy_mj, after_ns)
+            next_ns = after_ns + RETRY_NS
+            self._keep(ReadFailure(watch.counter.gpu_uuid, (before_ns + after_ns) // 2, error.cause))
+        self._polls += 1
+        self._missed_polls += (time.monotonic_ns() - watch.read_ns) // self._period_ns
+        watch.read_ns = next_ns
+        self._cost_ns = time.thread_time_ns()
+
+    def _see(self, watch: _Watch, edge: Edge | None, before_ns: int) -> None:
         if edge is not None:
-            self._keep(edge)
+            watch.pace.see(edge)
+            blur_ns = watch.counter.blur_ns
+            self._keep(replace(edge, half_width_ns=edge.half_width_ns + blur_ns) if blur_ns else edge)
+        elif before_ns >= watch.standstill_ns and watch.pace.overdue(before_ns, STANDSTILL_PERIODS):
+            watch.standstill_ns = before_ns + int(STANDSTILL_PERIODS * (watch.pace.period_ns or 0))
+            self._keep(Standstill(watch.counter.gpu_uuid, before_ns))
 
-    def _ask(self, counter: Counter, now_ns: int) -> None:
-        self._ask_at_ns[counter.gpu_uuid] = now_ns + CONDITIONS_NS
-        values = counter.conditions()
-        if self._conditions.setdefault(counter.gpu_uuid, values) != values:
-            self._conditions[counter.gpu_uuid] = values
-            self._changes.append(Conditions(counter.gpu_uuid, now_ns, values))
+    def _ask(self, watch: _Watch, now_ns: int) -> None:
+        """What is asked for rarely."""
+        if now_ns >= watch.conditions_ns:
+            watch.conditions_ns = now_ns + CONDITIONS_NS
+            before, watch.conditions = watch.conditions, watch.counter.conditions()
+            if before is not None and watch.conditions != before:
+                self._changes.append(Conditions(watch.counter.gpu_uuid, now_ns, watch.conditions))
+        elif now_ns >= watch.processes_ns:
+            watch.processes_ns = now_ns + PROCESSES_NS
+            watch.processes = watch.counter.processes()
 
-    def _keep(self, found: Edge | ReadFailure) -> None:
+    def _keep(self, found: Finding) -> None:
         with self._lock:
             if len(self._found) == self._capacity:
                 self._found.popleft()

@@ -12,7 +12,7 @@ from bisect import bisect_left, bisect_right
 from collections import deque
 from dataclasses import dataclass
 
-from etameter.records import Edge, Interval, ReadFailure
+from etameter.records import Edge, Finding, Interval, ReadFailure, Standstill
 
 MISSED_PERIODS = 5
 """After so many update periods without a change the counter is taken to be frozen, or the readings to be missing."""
@@ -88,7 +88,7 @@ class Timeline:
         """Where the last interval that was closed ends: what a restart continues from."""
         return self._start
 
-    def add(self, found: Edge | ReadFailure) -> None:
+    def add(self, found: Finding) -> None:
         """Take the next thing that the sampler found.
 
         Raises ValueError where an edge is of another GPU or not later than the one before it.
@@ -98,6 +98,11 @@ class Timeline:
         if isinstance(found, ReadFailure):
             self.failures += 1
             self._unread = True
+            self._go_without(found.t_ns, "readings_missing", max(MISSING_NS, self._too_long_ns))
+            return
+        if isinstance(found, Standstill):
+            if self._too_long_ns:
+                self._go_without(found.t_ns, "stale", self._too_long_ns)
             return
         start, last = self._start, self._last
         if start is None or last is None:
@@ -141,7 +146,7 @@ class Timeline:
     def _advance(self, start: Edge, last: Edge, found: Edge) -> None:
         distance_ns = found.t_ns - last.t_ns
         surely_still_ns = distance_ns - found.half_width_ns - last.half_width_ns
-        too_long_ns = MISSED_PERIODS * (self.period_ns or 0)
+        too_long_ns = self._too_long_ns
         if self._unread or 2 * found.half_width_ns > max(MISSING_NS, too_long_ns):
             self._cause = "readings_missing"
         else:
@@ -154,10 +159,32 @@ class Timeline:
         if found.t_ns - start.t_ns >= max(self._min_interval_ns, WIDTHS_PER_INTERVAL * found.half_width_ns):
             self._close(start, found)
 
-    def _reset(self, start: Edge, last: Edge, found: Edge) -> None:
-        if start is not last:
+    @property
+    def _too_long_ns(self) -> int:
+        """0 while the update period isn't known."""
+        return MISSED_PERIODS * (self.period_ns or 0)
+
+    def _go_without(self, t_ns: int, cause: str, patience_ns: int) -> None:
+        """End an interval at `t_ns` though no edge is there, if there was none for longer than `patience_ns`.
+
+        Nobody is to wait for an edge that may never come. The joules of the time without edges, whatever they are,
+        appear with the next one, in an interval that carries the same cause.
+        """
+        start, last = self._start, self._last
+        if start is None or last is None or t_ns - max(start.t_ns, last.t_ns + last.half_width_ns) <= patience_ns:
+            return
+        if start.t_ns < last.t_ns:
             self._close(start, last)
-        self._append(last, found, 0.0, "reset")
+            start = last
+        self._append(start, Edge(self.gpu_uuid, t_ns, 0, last.energy_mj), 0.0, cause)
+        self._cause = cause
+
+    def _reset(self, start: Edge, last: Edge, found: Edge) -> None:
+        if start.t_ns < last.t_ns:
+            self._close(start, last)
+            start = last
+        self._append(start, found, 0.0, "reset")
+        self._cause = None
         self.resets += 1
         before = self._marks[-1]
         self._marks.append(_Mark(found.t_ns, found.half_width_ns, before.spent_mj, before.epoch + 1))

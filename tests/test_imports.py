@@ -20,7 +20,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"etameter", "etameter.errors", "etameter.records", "etameter.config"}),
     frozenset({"etameter.serving.ring"}),  # the format of the stream, which both sides share
     frozenset({"etameter.attribution", "etameter.costs", "etameter.roofline", "etameter.slack"})
-    | {"etameter.steps", "etameter.timeline", "etameter.counters"},
+    | {"etameter.steps", "etameter.timeline", "etameter.counters", "etameter.pacing"},
     frozenset({"etameter.export", "etameter.ledger", "etameter.sampler"}),
     frozenset({"etameter.accounts"}),
     frozenset({"etameter.recording"}),
@@ -32,7 +32,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"etameter.cli"}),
     frozenset({"etameter.__main__"}),
 )
-PURE = frozenset({"accounts", "attribution", "costs", "records", "roofline", "steps", "timeline"})
+PURE = frozenset({"accounts", "attribution", "costs", "pacing", "records", "roofline", "steps", "timeline"})
 OUTSIDE = frozenset(
     {"aiohttp", "asyncio", "io", "logging", "mmap", "multiprocessing", "os", "pathlib", "random", "socket", "sqlite3"}
     | {"subprocess", "sys", "tempfile", "threading", "time"}

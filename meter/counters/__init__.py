@@ -8,7 +8,8 @@ from etameter.records import Source
 Scope = Literal["gpu", "module", "package"]
 """What the counter covers: a GPU board, a module with its CPU (Grace-Hopper), or a CPU package."""
 
-Kind = Literal["nvml", "rapl", "simulated"]
+Kind = Literal["nvml", "power", "rapl", "simulated"]
+"""``power``: no counter, but power readings of NVML that are integrated."""
 
 
 class Counter(Protocol):
@@ -35,6 +36,10 @@ class Counter(Protocol):
     @property
     def source(self) -> Source: ...
 
+    @property
+    def blur_ns(self) -> int:
+        """How far an edge's instant may be off beyond what the times of reads tell: 0 where the joules are counted."""
+
     def read_mj(self) -> int:
         """Cumulative energy in millijoules.
 
@@ -49,6 +54,9 @@ class Counter(Protocol):
 
     def power_limit_w(self) -> float | None:
         """The power that the device is held to, in watts; None where it is not known. Raises CounterError."""
+
+    def processes(self) -> tuple[int, ...] | None:
+        """The processes that compute on the device, by the driver's numbers; None where it doesn't tell. Raises CounterError."""
 
     def close(self) -> None:
         """Give the driver back. No read may follow."""

@@ -21,6 +21,7 @@ class RaplCounter:
     kind: Kind = "rapl"
     board_name = "RAPL"
     source: Source = "measured"
+    blur_ns = 0
 
     def __init__(self, domain: Path) -> None:
         """`domain` is a directory such as ``/sys/class/powercap/intel-rapl:0``. Raises CounterError as `read_mj` does."""
@@ -51,6 +52,9 @@ class RaplCounter:
     def power_limit_w(self) -> float | None:
         """The highest of the package's limits in watts, None where none is set. Raises CounterError."""
         return max((_number(limit) / 1e6 for limit in self._limits), default=0.0) or None
+
+    def processes(self) -> None:
+        """Everybody's work is in this counter."""
 
     def close(self) -> None:
         """Nothing is held open."""

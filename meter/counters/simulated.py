@@ -243,6 +243,7 @@ class SimulatedCounter:
     scope: Scope = "gpu"
     kind: Kind = "simulated"
     source: Source = "simulated"
+    blur_ns = 0
 
     def __init__(self, path: Path) -> None:
         try:
@@ -272,6 +273,9 @@ class SimulatedCounter:
 
     def power_limit_w(self) -> None:
         """In slow motion no power is comparable to a board's limit."""
+
+    def processes(self) -> None:
+        """Nobody runs on a board that isn't there."""
 
     @property
     def slow_motion(self) -> float:

@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disa
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.openmetrics import exposition as openmetrics
 
-from etameter.records import Balance, Edge, ReadFailure, RequestEnergy, RequestRecord, Source
+from etameter.records import Balance, Edge, Finding, ReadFailure, RequestEnergy, RequestRecord, Source
 
 _Kind = TypeVar("_Kind", bound=MetricWrapperBase)
 
@@ -382,14 +382,14 @@ class Metrics:
                 child = self._request_energy.labels(model, arm, energy.source)
                 child.observe(energy.energy_j, exemplar=_exemplar(public_id))
 
-    def found(self, items: Iterable[Edge | ReadFailure]) -> None:
+    def found(self, items: Iterable[Finding]) -> None:
         """What the sampler found."""
         with self.together:
             for item in items:
                 device = self._devices.admit(item.gpu_uuid)
                 if isinstance(item, Edge):
                     self._add(COUNTER_EDGES, 1, device)
-                else:
+                elif isinstance(item, ReadFailure):
                     self._add(READ_FAILURES, 1, device, self._failures.admit(item.cause))
 
     def sampler(self, *, polls: int, missed_polls: int, lateness_ns: int, dropped: int) -> None:

@@ -2,6 +2,7 @@
 
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from etameter.accounts import METHOD, PARTIAL_METHOD, Accounts, Batch, Device
 from etameter.ledger import RequestRow
-from etameter.records import Conditions, Edge, ReadFailure
+from etameter.records import Conditions, Edge, Finding, ReadFailure
 from etameter.serving.ring import Dispatch, Done, Finish, Introduction, Lost, Record, RingHeader, Row
 
 pytestmark = pytest.mark.unit
@@ -145,7 +146,7 @@ def device(name: str = "GPU-0") -> Device:
 
 
 def feed(
-    accounts: Accounts, books: Books, engine: Engine, edges: list[Edge | ReadFailure], piece_ns: int = 250 * MS
+    accounts: Accounts, books: Books, engine: Engine, edges: Sequence[Finding], piece_ns: int = 250 * MS
 ) -> None:
     """Edges and records as they come: piece by piece, settling after each."""
     records, at = list(engine.records), 0
@@ -164,7 +165,7 @@ def instant(record: Record) -> int:
     return record.t_ns
 
 
-def metered(engine: Engine, edges: list[Edge | ReadFailure]) -> Books:
+def metered(engine: Engine, edges: Sequence[Finding]) -> Books:
     accounts, books = Accounts([device()], "boot"), Books()
     accounts.open_engine(header())
     feed(accounts, books, engine, edges)
@@ -268,7 +269,7 @@ def test_a_neighbour_is_not_paid_by_requests() -> None:
 
 def test_a_reset_and_missing_readings_are_unattributed_and_nothing_is_negative() -> None:
     engine = long_run()
-    edges: list[Edge | ReadFailure] = []
+    edges: list[Finding] = []
     for edge in engine.edges("GPU-0"):
         if 10_000 * MS < edge.t_ns < 13_000 * MS:
             continue

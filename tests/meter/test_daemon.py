@@ -266,12 +266,12 @@ def test_a_port_in_use_is_named(tmp_path: Path) -> None:
         (4, "may not read the GPU"),
         (9, "driver isn't running"),
         (15, "fallen off the bus"),
-        (3, "has no energy counter"),
+        (3, "tells neither energy nor power"),
     ],
 )
 def test_an_nvml_that_fails_is_an_error_and_never_simulated(tmp_path: Path, code: int, words: str) -> None:
     with lit_board(tmp_path) as board:
-        board.fail(Call.INIT if code == 9 else Call.ENERGY, code)
+        board.fail(Call.INIT if code == 9 else Call.ENERGY | Call.POWER | Call.INSTANT, code)
         line = refusal(start(tmp_path, board.environment()))
         assert words in line
 

@@ -7,7 +7,7 @@ import pytest
 
 from etameter.counters import Kind, Scope
 from etameter.errors import CounterError
-from etameter.records import Edge, ReadFailure, Source
+from etameter.records import Edge, Finding, ReadFailure, Source, Standstill
 from etameter.sampler import RETRY_NS, EdgeFinder, Sampler
 
 pytestmark = pytest.mark.unit
@@ -28,8 +28,11 @@ class Clockwork:
         self.gpu_uuid = gpu_uuid
         self.lost = False
         self.blocks_s = 0.0
+        self.frozen_mj: int | None = None
+        self.blur_ns = 0
         self.cap_mw = 700_000
         self.reads = 0
+        self.pids: tuple[int, ...] | None = (7,)
 
     def read_mj(self) -> int:
         self.reads += 1
@@ -37,6 +40,8 @@ class Clockwork:
         time.sleep(blocks_s)
         if self.lost:
             raise CounterError("gpu_lost", "the GPU is lost", "reboot")
+        if self.frozen_mj is not None:
+            return self.frozen_mj
         return time.monotonic_ns() // self.update_ns * 10_000
 
     def conditions(self) -> tuple[Hashable, ...]:
@@ -44,6 +49,9 @@ class Clockwork:
 
     def power_limit_w(self) -> float | None:
         return None
+
+    def processes(self) -> tuple[int, ...] | None:
+        return self.pids
 
     def close(self) -> None:
         """Nothing is held."""
@@ -59,9 +67,9 @@ def sampling(*counters: Clockwork, period_ns: int = 2 * MS, capacity: int = 1000
         sampler.stop()
 
 
-def wait_for(sampler: Sampler, count: int, gpu_uuid: str = "GPU-0") -> list[Edge | ReadFailure]:
+def wait_for(sampler: Sampler, count: int, gpu_uuid: str = "GPU-0") -> list[Finding]:
     """What the sampler found, up to and with the `count`th finding about one GPU."""
-    found: list[Edge | ReadFailure] = []
+    found: list[Finding] = []
     give_up_ns = time.monotonic_ns() + 20_000 * MS
     while sum(one.gpu_uuid == gpu_uuid for one in found) < count:
         assert time.monotonic_ns() < give_up_ns, found
@@ -70,7 +78,7 @@ def wait_for(sampler: Sampler, count: int, gpu_uuid: str = "GPU-0") -> list[Edge
     return found
 
 
-def edges(found: list[Edge | ReadFailure], gpu_uuid: str = "GPU-0") -> list[Edge]:
+def edges(found: list[Finding], gpu_uuid: str = "GPU-0") -> list[Edge]:
     return [one for one in found if isinstance(one, Edge) and one.gpu_uuid == gpu_uuid]
 
 
@@ -189,3 +197,35 @@ def test_another_power_cap_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None
         (change,) = sampler.changes()
         assert (change.gpu_uuid, change.values) == ("GPU-0", (350_000,))
         assert sampler.changes() == []
+
+
+def test_a_counter_that_stands_still_is_told_again_and_again() -> None:
+    counter = Clockwork("GPU-0")
+    with sampling(counter) as sampler:
+        wait_for(sampler, 12)
+        counter.frozen_mj = counter.read_mj()
+        found: list[Finding] = []
+        while sum(isinstance(one, Standstill) for one in found) < 3:
+            time.sleep(0.01)
+            found += sampler.drain()
+    stood = [one.t_ns for one in found if isinstance(one, Standstill)]
+    last_ns = counter.frozen_mj // 10_000 * counter.update_ns
+    assert stood[0] - last_ns >= 4 * counter.update_ns
+    assert all(later - earlier >= 4 * counter.update_ns for earlier, later in pairwise(stood))
+
+
+def test_who_computes_on_a_gpu_is_asked_rarely() -> None:
+    counter = Clockwork("GPU-0")
+    with sampling(counter) as sampler:
+        wait_for(sampler, 2)
+        counter.pids = (7, 8)
+        wait_for(sampler, 2)
+        assert sampler.processes() == {"GPU-0": (7,)}
+
+
+def test_a_blurred_counter_has_wider_edges() -> None:
+    counter = Clockwork("GPU-0")
+    counter.blur_ns = 30 * MS
+    with sampling(counter) as sampler:
+        found = edges(wait_for(sampler, 3))
+    assert min(one.half_width_ns for one in found) > 30 * MS

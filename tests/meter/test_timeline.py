@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from etameter.records import Edge, Interval, ReadFailure
+from etameter.records import Edge, Finding, Interval, ReadFailure, Standstill
 from etameter.timeline import Timeline
 
 pytestmark = pytest.mark.unit
@@ -25,7 +25,7 @@ def steady(count: int, from_ms: int = 0, every_ms: int = 100, step_mj: int = 20_
     return [edge(from_ms + n * every_ms, (from_ms // every_ms + n) * step_mj) for n in range(count)]
 
 
-def intervals(*found: Edge | ReadFailure, **options: float) -> list[Interval]:
+def intervals(*found: Finding, **options: float) -> list[Interval]:
     timeline = Timeline(GPU, **options)  # type: ignore[arg-type]
     for one in found:
         timeline.add(one)
@@ -99,8 +99,46 @@ def test_a_counter_that_stood_still_for_five_periods_is_stale(silent_ms: float, 
     ]
 
 
+def test_a_standstill_is_stale_before_the_counter_changes_again() -> None:
+    timeline = Timeline(GPU)
+    for one in [*steady(6), Standstill(GPU, 1000 * MS), Standstill(GPU, 1010 * MS)]:
+        timeline.add(one)
+    assert drawn(timeline.take())[5:] == [(500, 1010, 0.0, "stale")]
+    for one in [Standstill(GPU, 1500 * MS), Standstill(GPU, 1520 * MS), edge(1600, 320_000), edge(1700, 340_000)]:
+        timeline.add(one)
+    assert drawn(timeline.take()) == [
+        (1010, 1520, 0.0, "stale"),
+        (1520, 1600, 220.0, "stale"),
+        (1600, 1700, 20.0, None),
+    ]
+
+
+def test_a_standstill_says_nothing_while_the_period_is_unknown() -> None:
+    assert intervals(edge(0, 0), edge(100, 20_000), Standstill(GPU, 9_000 * MS))[1:] == []
+
+
+def test_a_device_that_is_gone_for_long_makes_nobody_wait() -> None:
+    failures = [ReadFailure(GPU, at_ms * MS, "gpu_lost") for at_ms in range(750, 3000, 250)]
+    found: list[Finding] = [*steady(6), *failures, *steady(2, from_ms=3000)]
+    assert drawn(intervals(*found))[5:] == [
+        (500, 1750, 0.0, "readings_missing"),
+        (1750, 3000, 500.0, "readings_missing"),
+        (3000, 3100, 20.0, None),
+    ]
+
+
+def test_a_reset_after_a_standstill_begins_where_that_ended() -> None:
+    found: list[Finding] = [*steady(6), Standstill(GPU, 1010 * MS), edge(1200, 5), *steady(2, from_ms=1300)]
+    assert drawn(intervals(*found))[5:] == [
+        (500, 1010, 0.0, "stale"),
+        (1010, 1200, 0.0, "reset"),
+        (1200, 1300, pytest.approx(259.995), None),
+        (1300, 1400, 20.0, None),
+    ]
+
+
 def test_a_failed_read_makes_the_interval_around_it_missing() -> None:
-    found: list[Edge | ReadFailure] = [*steady(6), ReadFailure(GPU, 520 * MS, "gpu_lost"), *steady(3, from_ms=600)]
+    found: list[Finding] = [*steady(6), ReadFailure(GPU, 520 * MS, "gpu_lost"), *steady(3, from_ms=600)]
     timeline = Timeline(GPU)
     for one in found:
         timeline.add(one)
@@ -109,7 +147,7 @@ def test_a_failed_read_makes_the_interval_around_it_missing() -> None:
 
 
 def test_failures_before_the_first_edge_concern_no_interval() -> None:
-    found: list[Edge | ReadFailure] = [ReadFailure(GPU, 0, "gpu_lost"), *steady(2, from_ms=100)]
+    found: list[Finding] = [ReadFailure(GPU, 0, "gpu_lost"), *steady(2, from_ms=100)]
     assert drawn(intervals(*found)) == [(100, 200, 20.0, None)]
 
 
@@ -217,16 +255,16 @@ def test_energy_is_only_told_where_edges_reach() -> None:
 
 
 @st.composite
-def histories(draw: st.DrawFn) -> list[Edge | ReadFailure]:
+def histories(draw: st.DrawFn) -> list[Finding]:
     """What a sampler may find: edges in order, with stalls, failures, silences and resets among them."""
-    found: list[Edge | ReadFailure] = []
+    found: list[Finding] = []
     t_ns, energy_mj = 0, draw(st.integers(0, 10**9))
     for _ in range(draw(st.integers(2, 40))):
         distance_ns = draw(st.sampled_from([1, 5, 20, 100, 700, 5000])) * MS + draw(st.integers(0, MS))
         half_width_ns = draw(st.integers(0, distance_ns // 2))
         t_ns += distance_ns
-        if draw(st.integers(0, 9)) == 0:
-            found.append(ReadFailure(GPU, t_ns, "gpu_lost"))
+        if draw(st.integers(0, 4)) == 0:
+            found.append(draw(st.sampled_from([ReadFailure(GPU, t_ns, "gpu_lost"), Standstill(GPU, t_ns)])))
             continue
         energy_mj = (
             draw(st.integers(0, 10**9)) if draw(st.integers(0, 9)) == 0 else energy_mj + draw(st.integers(1, 10**6))
@@ -235,13 +273,13 @@ def histories(draw: st.DrawFn) -> list[Edge | ReadFailure]:
     return found
 
 
-def edges_of(found: list[Edge | ReadFailure]) -> list[Edge]:
+def edges_of(found: list[Finding]) -> list[Edge]:
     return [one for one in found if isinstance(one, Edge)]
 
 
 @given(histories(), st.sampled_from([None, 300.0]))
 @unhurried
-def test_every_joule_of_every_epoch_is_in_one_interval(found: list[Edge | ReadFailure], limit_w: float | None) -> None:
+def test_every_joule_of_every_epoch_is_in_one_interval(found: list[Finding], limit_w: float | None) -> None:
     timeline = Timeline(GPU, power_limit_w=limit_w)
     for one in found:
         timeline.add(one)
@@ -249,7 +287,8 @@ def test_every_joule_of_every_epoch_is_in_one_interval(found: list[Edge | ReadFa
     edges = [one for one in edges_of(found) if settled is not None and one.t_ns <= settled.t_ns]
     assert all(before.end_ns == after.start_ns for before, after in pairwise(closed))
     if closed:
-        assert (closed[0].start_ns, closed[-1].end_ns) == (edges[0].t_ns, edges[-1].t_ns)
+        assert settled is not None
+        assert (closed[0].start_ns, closed[-1].end_ns) == (edges[0].t_ns, settled.t_ns)
     grown_mj = sum(max(0, after.energy_mj - before.energy_mj) for before, after in pairwise(edges))
     assert sum(interval.energy_j for interval in closed) == pytest.approx(grown_mj / 1000, rel=1e-12, abs=1e-9)
     assert all(interval.energy_j >= 0 for interval in closed)
@@ -260,7 +299,7 @@ def test_every_joule_of_every_epoch_is_in_one_interval(found: list[Edge | ReadFa
 @given(histories(), st.lists(st.floats(0, 1), min_size=3, max_size=3).map(sorted), st.sampled_from([None, 300.0]))
 @unhurried
 def test_energy_between_is_additive_monotone_and_bounded(
-    found: list[Edge | ReadFailure], shares: list[float], limit_w: float | None
+    found: list[Finding], shares: list[float], limit_w: float | None
 ) -> None:
     timeline = Timeline(GPU, power_limit_w=limit_w)
     for one in found:
@@ -281,7 +320,7 @@ def test_energy_between_is_additive_monotone_and_bounded(
 
 @given(histories(), st.integers(0, 10**9))
 @unhurried
-def test_where_the_counter_started_is_of_no_account(found: list[Edge | ReadFailure], base_mj: int) -> None:
+def test_where_the_counter_started_is_of_no_account(found: list[Finding], base_mj: int) -> None:
     shifted = [
         Edge(GPU, one.t_ns, one.half_width_ns, one.energy_mj + base_mj) if isinstance(one, Edge) else one
         for one in found
@@ -292,7 +331,7 @@ def test_where_the_counter_started_is_of_no_account(found: list[Edge | ReadFailu
 
 @given(histories(), st.data())
 @unhurried
-def test_a_merged_interval_is_the_sum_of_its_parts(found: list[Edge | ReadFailure], data: st.DataObject) -> None:
+def test_a_merged_interval_is_the_sum_of_its_parts(found: list[Finding], data: st.DataObject) -> None:
     """Additivity over adjacent intervals: taking often or once, with long or short intervals, moves no joule."""
     least_ns = data.draw(st.integers(1, 10**10))
     fine, coarse = intervals(*found, min_interval_ns=1), intervals(*found, min_interval_ns=least_ns)

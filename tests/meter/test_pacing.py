@@ -1,0 +1,140 @@
+"""The pace is played against counters whose every publication is known."""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import pytest
+
+from etameter.pacing import LEARNT_EDGES, Pace
+from etameter.records import Edge
+from etameter.sampler import EdgeFinder
+
+pytestmark = pytest.mark.unit
+
+MS = 1_000_000
+CALL_NS = 50_000
+DENSE_NS = 5 * MS
+
+
+@dataclass
+class Played:
+    """A counter that was read by a pace from 0 ns on."""
+
+    pace: Pace
+    published_ns: list[int]
+    reads_ns: list[int] = field(default_factory=list)
+    edges: list[Edge] = field(default_factory=list)
+    locked_at: int | None = None
+
+    def reads_per_s(self, from_s: float, until_s: float) -> float:
+        return sum(from_s * 1e9 <= t_ns < until_s * 1e9 for t_ns in self.reads_ns) / (until_s - from_s)
+
+    def half_widths_ms(self, from_s: float) -> list[float]:
+        return sorted(edge.half_width_ns / MS for edge in self.edges if edge.t_ns >= from_s * 1e9)
+
+
+def play(published_ns: list[int], until_s: float, wake_up_ns: Callable[[], int] = lambda: 100_000) -> Played:
+    """Read a counter whose value is how often it was published; each read starts `wake_up_ns` late."""
+    played = Played(Pace(DENSE_NS), published_ns)
+    finder = EdgeFinder("GPU-0")
+    now_ns = value = 0
+    while now_ns < until_s * 1e9:
+        played.reads_ns.append(now_ns)
+        while value < len(published_ns) and published_ns[value] <= now_ns + CALL_NS // 2:
+            value += 1
+        edge = finder.see(now_ns, value, now_ns + CALL_NS)
+        if edge is not None:
+            played.edges.append(edge)
+            played.pace.see(edge)
+            if played.pace.locked and played.locked_at is None:
+                played.locked_at = len(played.edges)
+        now_ns = played.pace.next_ns(now_ns + CALL_NS) + wake_up_ns()
+    return played
+
+
+def regular(period_ms: float, until_s: float, jitter_ms: float = 0.0, phase_ms: float = 33.0) -> list[int]:
+    dice = random.Random(7)
+    count = int(until_s * 1000 / period_ms)
+    return [round((phase_ms + n * period_ms + dice.uniform(-jitter_ms, jitter_ms)) * MS) for n in range(1, count)]
+
+
+@pytest.mark.parametrize("jitter_ms", [0.0, 1.0, 3.0, 8.0])
+def test_at_100_ms_forty_reads_a_second_are_enough(jitter_ms: float) -> None:
+    played = play(regular(100, 60, jitter_ms), 60)
+    assert played.locked_at == LEARNT_EDGES
+    assert played.reads_per_s(1.5, 60) <= 40
+    assert played.pace.missed_edges == 0
+    assert len(played.edges) == len(played.published_ns)
+
+
+@pytest.mark.parametrize(("period_ms", "jitter_ms"), [(100.0, 0.0), (100.0, 1.0), (20.0, 0.2), (33.3, 0.5)])
+def test_edges_are_sharper_than_dense_reads_make_them(period_ms: float, jitter_ms: float) -> None:
+    widths_ms = play(regular(period_ms, 60, jitter_ms), 60).half_widths_ms(from_s=20)
+    assert widths_ms[len(widths_ms) // 2] < 1.0
+    assert widths_ms[int(len(widths_ms) * 0.9)] < 2.5
+
+
+def test_every_edge_holds_its_publication() -> None:
+    played = play(regular(100, 60, 3.0), 60, wake_up_ns=lambda: random.Random(3).randrange(2 * MS))
+    for edge in played.edges:
+        assert abs(edge.t_ns - played.published_ns[edge.energy_mj - 1]) <= edge.half_width_ns
+
+
+def test_the_period_is_learned() -> None:
+    pace = play(regular(97.3, 60, 1.0), 60).pace
+    assert pace.period_ns == pytest.approx(97.3 * MS, rel=0.002)
+
+
+def test_before_the_rhythm_is_known_reads_are_dense() -> None:
+    played = play(regular(100, 5), 0.6)
+    assert not played.pace.locked
+    assert all(later - earlier < 6 * MS for earlier, later in pairwise(played.reads_ns))
+
+
+def test_a_counter_without_rhythm_is_read_densely() -> None:
+    dice = random.Random(1)
+    published, t_ns = [], 0
+    while t_ns < 30e9:
+        t_ns += dice.randrange(30 * MS, 250 * MS)
+        published.append(t_ns)
+    played = play(published, 30)
+    assert played.reads_per_s(5, 30) > 100
+
+
+def test_a_counter_faster_than_three_reads_is_read_densely() -> None:
+    assert not play(regular(10, 5), 5).pace.locked
+
+
+def test_another_phase_is_found_again() -> None:
+    published = [*regular(100, 10), *(t_ns for t_ns in regular(100, 40, phase_ms=81.0) if t_ns > 10e9)]
+    played = play(published, 40)
+    assert played.pace.locked
+    assert played.half_widths_ms(from_s=30)[-1] < 2.0
+    assert len(played.edges) == len(published)
+
+
+def test_a_read_that_stalls_is_a_missed_edge_and_no_new_rhythm() -> None:
+    stalls = iter([0] * 300 + [730 * MS])
+    played = play(regular(100, 40), 40, wake_up_ns=lambda: next(stalls, 100_000))
+    assert played.pace.missed_edges == 7
+    assert len(played.published_ns) - len(played.edges) == 7
+    assert played.reads_per_s(30, 40) <= 40
+
+
+def test_a_counter_that_stopped_is_overdue_and_read_no_denser_than_before() -> None:
+    published = [t_ns for t_ns in regular(100, 10) if t_ns < 5e9]
+    played = play(published, 10)
+    assert not played.pace.overdue(published[-1] + 400 * MS, 5)
+    assert played.pace.overdue(published[-1] + 510 * MS, 5)
+    assert played.reads_per_s(6, 10) <= 200
+
+
+def test_after_failures_it_learns_anew() -> None:
+    pace = play(regular(100, 10), 10).pace
+    pace.forget()
+    assert pace.period_ns is None
+    assert not pace.locked
+    assert not pace.overdue(10**12, 5)
+    assert pace.next_ns(0) == DENSE_NS
