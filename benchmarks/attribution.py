@@ -42,7 +42,7 @@ TRACE = Path("azure") / "AzureLLMInferenceTrace_code.csv.gz"
 WARM_UP_S = 20.0
 """Requests that arrive earlier aren't judged: the fit has nothing yet."""
 TICK_S = 0.05
-CAPS_W = 500.0, 410.0
+CAPS_W = 540.0, 440.0
 PERMUTATIONS = 16
 PERIODS_S = {"100ms": 0.1, "20ms": 0.02}
 
@@ -490,7 +490,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--only", help="only the loads whose names begin so")
     options = parser.parse_args()
-    seconds = 60.0 if options.quick else 240.0
+    seconds = 60.0 if options.quick else 150.0
     seeds = 1 if options.quick else options.seeds
     trace = Path(options.data) / TRACE if options.data else None
     shares = (0.7,) if options.quick else (0.3, 0.7, 0.95)

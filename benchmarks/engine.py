@@ -55,9 +55,9 @@ class SyntheticBoard:
     leak_w: float = 14.0
     leak_per_kelvin: float = 0.03
     dynamic_per_kelvin: float = 0.0012
-    joules_per_byte: float = 1.75e-10
-    joules_per_flop: float = 6.8e-13
-    decode_j: float = 0.012
+    joules_per_byte: float = 1.1e-10
+    joules_per_flop: float = 8.5e-13
+    decode_j: float = 0.002
     kelvin_per_watt: float = 0.06
     ambient_c: float = 32.0
     thermal_s: float = 35.0
@@ -79,10 +79,10 @@ class SyntheticBoard:
         clock = np.ones_like(flop)
         seconds = np.maximum(compute_s, memory_s) + launch_s
         joules = dynamic_j
-        for _ in range(4):  # above the cap clocks fall: computing takes longer, and an operation costs less
+        for _ in range(6):  # above the cap clocks fall: everything takes longer, computing most, and costs less
             over = joules / seconds / (np.asarray(cap_w) - standing_w)
-            clock = np.minimum(clock * over**-0.4, 1.0)
-            seconds = np.maximum(compute_s / clock, memory_s) + launch_s
+            clock = np.minimum(clock * over**-0.5, 1.0)
+            seconds = np.maximum(compute_s / clock, memory_s / clock**0.3) + launch_s
             joules = dynamic_j * (0.4 + 0.6 * clock**2)
         return joules + standing_w * seconds, seconds
 
