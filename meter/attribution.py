@@ -18,6 +18,9 @@ BUBBLE_NS = 50_000_000
 """A shorter gap between steps with the same requests on both sides is a host bubble, which they pay; a longer one is idle."""
 OUTLIER_DEVIATIONS = 4.0
 """Energy that exceeds the model by more is not forced onto requests: a neighbour on the card, or a wrong model."""
+FORM_ERROR = 0.01
+"""Relative standard error of a request's energy because no board is quite linear: from `python -m benchmarks.attribution`, whose engine
+has a roofline, a power cap and a temperature (docs/measurements/attribution.md)."""
 
 
 @dataclass(slots=True)
@@ -51,8 +54,9 @@ class Share:
 
     def error_j(self, covariance: Array) -> float:
         """Half-width of the 95 % interval, given the coefficients' covariance."""
-        joint = float(self.sensitivity @ covariance @ self.sensitivity)
-        return 1.96 * math.sqrt(self.variance_j2 + max(joint, 0.0))
+        joint = max(float(self.sensitivity @ covariance @ self.sensitivity), 0.0)
+        form_j = FORM_ERROR * self.energy_j
+        return 1.96 * math.sqrt(self.variance_j2 + joint + form_j**2)
 
 
 @dataclass(frozen=True, slots=True)

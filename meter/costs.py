@@ -21,8 +21,8 @@ IntArray = npt.NDArray[np.int64]
 
 TERMS = ("p0_w", "c_j", "a_j", "a2_j", "b_j", "d_j")
 """Energy coefficients in order: per second, step, prefill token, prefill token pair, decode token, attended token."""
-WINDOW_INTERVALS = 600
-"""The fit looks back over so many intervals: a minute at an update period of 100 ms."""
+WINDOW_INTERVALS = 3000
+"""The fit looks back over so many intervals: five minutes at an update period of 100 ms."""
 MIN_INTERVALS = 20
 LAG_STEP_NS = 10_000_000
 LAGS_NS = tuple(range(0, 201_000_000, LAG_STEP_NS))
@@ -241,6 +241,8 @@ class CostFit:
 
     def _lag(self, steps: "_Knots", starts: Array, ends: Array, joules: Array, deviation: Array) -> tuple[int, int]:
         """The lag under which the last intervals' work explains their energy best, and how far others do nearly as well."""
+        if len(joules) < LAG_INTERVALS and self.costs.lag_error_ns <= LAG_STEP_NS:  # known from an earlier epoch
+            return self.costs.lag_ns, self.costs.lag_error_ns
         last = slice(-LAG_INTERVALS, None)
         starts, ends, joules, deviation = starts[last], ends[last], joules[last], deviation[last]
         misfit, noise = [], []

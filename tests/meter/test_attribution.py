@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from etameter.attribution import Settlement, Share, attribute, foresee, reconcile
+from etameter.attribution import FORM_ERROR, Settlement, Share, attribute, foresee, reconcile
 from etameter.costs import TERMS, Costs, work_of
 from etameter.records import Interval, Scheduled, Step
 from etameter.steps import Missing
@@ -244,4 +244,4 @@ def test_shares_add_up_with_their_errors() -> None:
     covariance = np.zeros((len(TERMS), len(TERMS)))
     covariance[2, 2] = 0.01
     assert total.energy_j == 3.0
-    assert total.error_j(covariance) == pytest.approx(1.96 * math.sqrt(1.0 + 20.0**2 * 0.01))
+    assert total.error_j(covariance) == pytest.approx(1.96 * math.sqrt(1.0 + 20.0**2 * 0.01 + (FORM_ERROR * 3.0) ** 2))
