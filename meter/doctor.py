@@ -147,7 +147,7 @@ def examine(*, seconds: float, load: Sequence[str] | None = None, reference: str
         informants = {
             counter.gpu_uuid: opened.enter_context(closing(Informant(counter.gpu_uuid)))
             for counter in counters
-            if counter.kind == "nvml"
+            if counter.kind != "rapl"
         }
         gpus = examine_counters(counters, informants, seconds, load, reference)
     return _diagnosis(machine, gpus)
