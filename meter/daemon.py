@@ -25,7 +25,7 @@ from etameter.counters import Counter, nvml, rapl
 from etameter.counters.simulated import SimulatedCounter
 from etameter.errors import CounterError, EngineError, EtameterError, MeterBusy
 from etameter.export.prometheus import Metrics
-from etameter.export.receipts import UNKNOWN_REQUEST, energy_object, is_receipt_id
+from etameter.export.receipts import NOT_MEASURED, UNKNOWN_REQUEST, energy_object, is_measured, is_receipt_id
 from etameter.export.socket import Answer, MiddlewareSocket
 from etameter.ledger import Ledger, Resume
 from etameter.recording import Recorder
@@ -387,7 +387,7 @@ class Meter:
             for row in batch.rows:
                 if row.energy.settled:
                     public_id = self._public_ids.pop(row.record.receipt_id or "", None)
-                    self._metrics.finished(row.record, row.energy, public_id)
+                    self._metrics.finished(row.record, row.energy if is_measured(row) else None, public_id)
 
     def _look_after(self) -> None:
         sampler = self._sampler
@@ -427,6 +427,8 @@ class Meter:
         rows |= {row.number: row for row in self._accounts.rows_of(receipt_id)}
         if not rows:
             return None, UNKNOWN_REQUEST
+        if not any(is_measured(row) for row in rows.values()):
+            return None, NOT_MEASURED
         return energy_object(list(rows.values()), self._kind), None
 
     def _application(self) -> web.Application:

@@ -11,6 +11,8 @@ JOULES_PER_KWH = 3.6e6
 JOULES_PER_WH = 3600.0
 UNKNOWN_REQUEST = "unknown_request"
 """Reason: no step of this request has been seen (yet)."""
+NOT_MEASURED = "not_measured"
+"""Reason: while this request ran the counter was lost, frozen or not to be believed. What it took is unknown, not zero."""
 
 _RECEIPT_ID = re.compile(r"[0-9a-f]{32}")
 
@@ -18,6 +20,11 @@ _RECEIPT_ID = re.compile(r"[0-9a-f]{32}")
 def is_receipt_id(text: str) -> bool:
     """Whether `text` has the form of a receipt id: 32 hexadecimal digits."""
     return _RECEIPT_ID.fullmatch(text) is not None
+
+
+def is_measured(row: RequestRow) -> bool:
+    """False where a request ran, and nobody could meter any of it."""
+    return not row.energy.settled or row.energy.energy_j > 0.0 or row.prefill_tokens + row.decode_tokens == 0
 
 
 def energy_object(rows: Sequence[RequestRow], counter: str) -> dict[str, object]:

@@ -1,0 +1,304 @@
+"""Each fault that a machine has in store, on a whole meter: the real nvidia-ml-py on the stand-in, a real ring, a real ledger.
+
+What holds in all of them: the balance, no negative joule, nothing booked twice. What each must come to stands in its test's name.
+"""
+
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import pairwise
+from pathlib import Path
+
+import pynvml
+import pytest
+
+from etameter.ledger import Ledger
+from etameter.serving.ring import HEADER_BYTES, RingWriter
+from tests.meter.test_daemon import (
+    RECEIPT,
+    Meter,
+    balanced,
+    engine,
+    lit_board,
+    refusal,
+    running,
+    serve_one,
+    start,
+    until,
+)
+from tests.simnvml.board import SONAME, Board, Call, now_ns
+
+pytestmark = pytest.mark.unit
+
+MS = 1_000_000
+SECOND = 1_000 * MS
+OTHER = "d" * 32
+
+
+def another(ring: RingWriter, first_step: int, steps: int = 10, receipt: str = OTHER) -> None:
+    serve_one(ring, steps, f"chatcmpl-2-{receipt}00000000", first_step)
+
+
+def settled(meter: Meter, receipt: str = RECEIPT) -> object:
+    return (meter.energy(receipt) or {}).get("settled")
+
+
+def unassigned_j(meter: Meter, cause: str, gpu_uuid: str = "") -> float:
+    """As the metrics say."""
+    return sum(
+        value
+        for name, value in meter.samples().items()
+        if name.startswith("etameter_unassigned_joules_total") and f'cause="{cause}"' in name and gpu_uuid in name
+    )
+
+
+def metric(meter: Meter, name: str) -> float:
+    return sum(value for sample, value in meter.samples().items() if sample.partition("{")[0] == name)
+
+
+def intervals(directory: Path) -> int:
+    """How many the meter has settled."""
+    ledger = Ledger(directory / "ledger.db", read_only=True)
+    try:
+        return int(ledger._db.execute("SELECT count(*) FROM balances").fetchone()[0])
+    finally:
+        ledger.close()
+
+
+def more_intervals(meter: Meter, count: int = 6) -> None:
+    enough = intervals(meter.directory) + count
+    until(lambda: intervals(meter.directory) >= enough)
+
+
+def assert_sound(meter: Meter) -> None:
+    """The balance holds in the ledger and in the metrics, no joule is negative, and no instant is booked twice."""
+    totals = meter.totals()
+    assert balanced(totals)
+    assert min(totals.requests_j, totals.idle_j, *totals.unattributed_j_by_cause.values(), 0.0) >= 0.0
+    assert all(value >= 0 for name, value in meter.samples().items() if "joules" in name)
+    ledger = Ledger(meter.directory / "ledger.db", read_only=True)
+    spans = ledger._db.execute("SELECT gpu_uuid, start_ns, end_ns FROM balances ORDER BY gpu_uuid, end_ns").fetchall()
+    ledger.close()
+    for (gpu, _, end_ns), (next_gpu, start_ns, _) in pairwise(spans):
+        assert gpu != next_gpu or start_ns == end_ns
+
+
+@contextmanager
+def metering(directory: Path, gpus: int = 1) -> Iterator[tuple[Board, Meter, RingWriter]]:
+    """A meter that knows its engine and has settled some intervals."""
+    with (
+        lit_board(directory, gpus=gpus) as board,
+        running(directory, board.environment()) as meter,
+        engine(directory) as ring,
+    ):
+        until(lambda: json.loads(meter.get("/health")[1])["engine"])
+        serve_one(ring)
+        until(meter.settled)
+        yield board, meter, ring
+
+
+def test_a_counter_reset_is_a_new_epoch_and_no_negative_joule(tmp_path: Path) -> None:
+    with metering(tmp_path) as (board, meter, ring):
+        board.reset_counter(now_ns() + 100 * MS)
+        another(ring, 20, steps=20)
+        until(lambda: settled(meter, OTHER))
+        more_intervals(meter)
+        until(lambda: metric(meter, "etameter_gpu_energy_resets_total") == 1)
+        assert "reset" in meter.totals().unattributed_j_by_cause
+        assert_sound(meter)
+
+
+def test_a_frozen_counter_is_stale_and_never_zero_joules_measured(tmp_path: Path) -> None:
+    with metering(tmp_path) as (board, meter, ring):
+        frozen_ns = now_ns()
+        board.freeze(Call.ENERGY, frozen_ns, until_ns=frozen_ns + 2 * SECOND)
+        time.sleep(0.2)
+        another(ring, 20)  # lives and dies while the counter stands still
+        assert now_ns() < frozen_ns + 2 * SECOND
+        until(lambda: meter.totals().unattributed_j_by_cause.get("stale", 0.0) > 250)
+        until(lambda: "not_measured" in meter.get(f"/energy/{OTHER}")[1])
+        assert meter.energy(OTHER) is None
+        assert_sound(meter)
+
+
+def test_one_gpu_is_lost_and_back_and_the_other_goes_on(tmp_path: Path) -> None:
+    with metering(tmp_path, gpus=2) as (board, meter, ring):
+        board.lose(0)
+        until(lambda: metric(meter, "etameter_gpu_energy_read_failures_total") > 0)
+        another(ring, 20, steps=80)
+        board.heal()
+        until(lambda: settled(meter, OTHER))
+        until(lambda: unassigned_j(meter, "readings_missing", board.uuid(0)) > 0)
+        assert unassigned_j(meter, "readings_missing", board.uuid(1)) == 0
+        assert any('cause="gpu_lost"' in name for name in meter.samples())
+        assert_sound(meter)
+
+
+def test_a_driver_that_is_reloaded_is_read_again(tmp_path: Path) -> None:
+    with metering(tmp_path) as (board, meter, ring):
+        gone_ns = now_ns()
+        board.fail(
+            Call.INIT | Call.SYSTEM | Call.DEVICE, pynvml.NVML_ERROR_DRIVER_NOT_LOADED, until_ns=gone_ns + SECOND
+        )
+        board.reset_counter(gone_ns + SECOND)
+        until(lambda: metric(meter, "etameter_gpu_energy_read_failures_total") > 0)
+        until(lambda: now_ns() > gone_ns + SECOND)
+        another(ring, 20)
+        until(lambda: settled(meter, OTHER))
+        until(lambda: metric(meter, "etameter_gpu_energy_resets_total") == 1)
+        assert_sound(meter)
+
+
+@pytest.mark.skipif(
+    any((folder / SONAME).exists() for folder in map(Path, ("/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib"))),
+    reason="this machine has an NVML of its own",
+)
+def test_without_a_library_nothing_is_metered_and_nothing_simulated(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="cannot open"):
+        ctypes.CDLL("libnvidia-ml-none.so.1")
+    line = refusal(start(tmp_path, {"LD_LIBRARY_PATH": ""}))
+    assert "NVML" in line or "energy counter" in line
+    assert not (tmp_path / "ledger.db").exists()
+
+
+def test_calls_that_stall_for_two_seconds_are_late_and_stay_in_one_thread(tmp_path: Path) -> None:
+    with metering(tmp_path) as (board, meter, ring):
+        threads = Path(f"/proc/{meter.process.pid}/task")
+        before, late_s = len(list(threads.iterdir())), metric(meter, "etameter_sampler_lateness_seconds_total")
+        stall_ns = now_ns()
+        board.stall(Call.ENERGY, 2 * SECOND, from_ns=stall_ns, until_ns=stall_ns + 2 * SECOND)
+        another(ring, 20, steps=100)
+        assert len(list(threads.iterdir())) <= before
+        until(lambda: unassigned_j(meter, "readings_missing") > 250 * 1.5)
+        until(lambda: settled(meter, OTHER))
+        until(lambda: metric(meter, "etameter_sampler_missed_polls_total") > 0)
+        assert metric(meter, "etameter_sampler_lateness_seconds_total") >= late_s
+        assert_sound(meter)
+
+
+def test_what_a_neighbour_takes_is_paid_by_nobody(tmp_path: Path) -> None:
+    with metering(tmp_path) as (board, meter, ring):
+        until(lambda: metric(meter, "etameter_cost_coefficient") > 0)
+        another(ring, 20, steps=150)  # the fit learns that a step goes with 250 W
+        until(lambda: settled(meter, OTHER))
+        before_j = unassigned_j(meter, "model_residual")
+        comes_ns = now_ns() + 200 * MS
+        board.set_power_w(0, [(comes_ns, 450.0), (comes_ns + SECOND, 250.0)])
+        serve_one(ring, 80, f"chatcmpl-3-{'e' * 32}00000000", 170)
+        until(lambda: settled(meter, "e" * 32))
+        more_intervals(meter)
+        assert 100 < unassigned_j(meter, "model_residual") - before_j < 210
+        assert_sound(meter)
+
+
+@contextmanager
+def stopped(meter: Meter) -> Iterator[None]:
+    """As a suspended machine, or one that swaps."""
+    os.kill(meter.process.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(meter.process.pid, signal.SIGCONT)
+
+
+def test_a_ring_that_was_overrun_leaves_its_interval_unattributed(tmp_path: Path) -> None:
+    with lit_board(tmp_path) as board, running(tmp_path, board.environment()) as meter:
+        ring = RingWriter(tmp_path / "ring", engine="engine-0", model="m", dtype="bfloat16", capacity_bytes=4096)
+        until(lambda: json.loads(meter.get("/health")[1])["engine"])
+        with stopped(meter):
+            another(ring, 0, steps=60)
+        time.sleep(0.3)  # it is awake, and waits behind what it lost
+        serve_one(ring, 20, first_step=60)
+        until(meter.settled)
+        until(lambda: metric(meter, "etameter_ring_lost_records_total") > 0)
+        assert unassigned_j(meter, "steps_missing") > 0
+        assert_sound(meter)
+        ring.close()
+
+
+def test_a_torn_record_is_counted_and_its_interval_unattributed(tmp_path: Path) -> None:
+    with metering(tmp_path) as (_, meter, ring):
+        with stopped(meter):
+            at = HEADER_BYTES + ring._committed
+            another(ring, 20)
+            with (tmp_path / "ring").open("r+b") as file:
+                file.seek(at + 20)
+                file.write(b"\xff")
+        serve_one(ring, 20, f"chatcmpl-3-{'e' * 32}00000000", 30)
+        until(lambda: settled(meter, "e" * 32))
+        until(lambda: metric(meter, "etameter_ring_torn_records_total") == 1)
+        assert unassigned_j(meter, "steps_missing") > 0
+        assert_sound(meter)
+
+
+def test_two_engines_have_a_meter_each_and_no_joule_in_common(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        board = stack.enter_context(lit_board(tmp_path, gpus=2))
+        meters, rings = [], []
+        for gpu in range(2):
+            folder = tmp_path / str(gpu)
+            folder.mkdir()
+            meters.append(stack.enter_context(running(folder, board.environment())))
+            about = {"engine": f"engine-{gpu}", "model": "m", "dtype": "bfloat16", "gpu_uuids": [board.uuid(gpu)]}
+            rings.append(RingWriter(folder / "ring", **about))  # type: ignore[arg-type]
+            stack.callback(rings[-1].close)
+        for meter in meters:
+            until(lambda meter=meter: json.loads(meter.get("/health")[1])["engine"])
+        for ring in rings:
+            serve_one(ring)
+        for gpu, meter in enumerate(meters):
+            until(meter.settled)
+            booked = {name for name in meter.samples() if name.startswith("etameter_gpu_energy_joules_total")}
+            assert len(booked) == 1
+            assert board.uuid(gpu) in booked.pop()
+            assert_sound(meter)
+
+
+def test_a_meter_that_was_suspended_knows_what_it_did_not_see(tmp_path: Path) -> None:
+    with metering(tmp_path) as (_, meter, ring):
+        with stopped(meter):
+            time.sleep(1.5)
+        another(ring, 20)
+        until(lambda: settled(meter, OTHER))
+        assert unassigned_j(meter, "readings_missing") > 250 * 1.2
+        assert_sound(meter)
+
+
+def test_a_counter_that_ran_on_while_the_machine_slept_is_not_believed(tmp_path: Path) -> None:
+    """CLOCK_MONOTONIC stands still in suspend; the counter may not: more joules than the board can have burnt."""
+    with metering(tmp_path) as (board, meter, ring):
+        leap_ns = now_ns() + 50 * MS
+        board.set_power_w(0, [(leap_ns, 50_000.0), (leap_ns + 10 * MS, 250.0)])
+        another(ring, 20)
+        until(lambda: settled(meter, OTHER))
+        until(lambda: unassigned_j(meter, "implausible") > 450)
+        assert (meter.energy(OTHER) or {"energy_joules": 0.0})["energy_joules"] < 250
+        assert_sound(meter)
+
+
+@pytest.mark.parametrize("kills", [20, pytest.param(200, marks=pytest.mark.slow)], ids=["20 kills", "200 kills"])
+def test_a_meter_killed_at_random_settles_nothing_twice_and_loses_little(tmp_path: Path, kills: int) -> None:
+    command = [sys.executable, "-m", "tests.meter.kill_victim", str(tmp_path), str(kills), "1"]
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}  # the child forks
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=environment, cwd=Path(__file__).parents[2]
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["finished_early"] == 0, "there was something to kill every time"
+    too_short_ns = 0  # to settle anything, since the last life that was not
+    for life_ns, unsettled_ns, residual in told["left"]:
+        too_short_ns = too_short_ns + life_ns if life_ns < 250 * MS else 0
+        assert unsettled_ns <= 250 * MS + too_short_ns
+        assert abs(residual) <= 1e-12
+    assert (told["gaps"], told["settled"]) == (0, True)
+    assert sorted(told["requests"]) == told["usage"], "every request once"
+    assert told["measured_j"] == pytest.approx(told["counter_j"], rel=1e-12)
+    assert set(told["unattributed"]) <= {"readings_missing"}
+    assert abs(told["residual_j"]) <= 1e-9
