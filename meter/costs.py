@@ -184,6 +184,7 @@ class CostFit:
         self.costs = start
         self._intervals: deque[tuple[int, int, float, float]] = deque(maxlen=WINDOW_INTERVALS)
         self._steps: deque[tuple[IntArray, IntArray, Array]] = deque()  # starts, ends, features of runs of steps
+        self._lag_is_known = False
 
     def add_interval(self, interval: Interval) -> None:
         """Energy between two edges, as published."""
@@ -199,7 +200,8 @@ class CostFit:
             self._steps.popleft()
 
     def restart(self) -> None:
-        """Conditions of the board changed: a new epoch, whose prior is what was learned."""
+        """Conditions of the board changed: a new epoch, whose prior is what was learned. The lag is the sensor's, and stays."""
+        self._lag_is_known = self.costs.lag_error_ns <= LAG_STEP_NS
         self._prior = prior(list(self.costs.energy), list(self.costs.time_s))
         self._intervals.clear()
 
@@ -241,7 +243,7 @@ class CostFit:
 
     def _lag(self, steps: "_Knots", starts: Array, ends: Array, joules: Array, deviation: Array) -> tuple[int, int]:
         """The lag under which the last intervals' work explains their energy best, and how far others do nearly as well."""
-        if len(joules) < LAG_INTERVALS and self.costs.lag_error_ns <= LAG_STEP_NS:  # known from an earlier epoch
+        if self._lag_is_known and len(joules) < LAG_INTERVALS:
             return self.costs.lag_ns, self.costs.lag_error_ns
         last = slice(-LAG_INTERVALS, None)
         starts, ends, joules, deviation = starts[last], ends[last], joules[last], deviation[last]
