@@ -160,12 +160,16 @@ def edge_variance_j2(interval: Interval) -> float:
 
 PRIOR_DEVIATION = 0.7
 """A prior's relative standard deviation: a roofline knows the order of magnitude."""
+EPOCH_CHANGE = np.array([0.02, 0.3, 0.3, 0.3, 0.3, 0.3])
+"""So much may a power cap or throttling change the coefficients: what the idle board draws hardly, all that clocks drive by much."""
 
 
-def prior(energy: Sequence[float], time_s: Sequence[float]) -> Costs:
-    """Costs before anything was measured, from a roofline or an earlier fit."""
+def prior(
+    energy: Sequence[float] | Array, time_s: Sequence[float] | Array, deviation: float | Array = PRIOR_DEVIATION
+) -> Costs:
+    """Costs before anything was measured, from a roofline or an earlier fit; `deviation` is relative, of each coefficient."""
     coefficients = np.array(energy, dtype=np.float64)
-    covariance = np.diag((PRIOR_DEVIATION * np.maximum(coefficients, 1e-12)) ** 2)
+    covariance = np.diag((deviation * np.maximum(coefficients, 1e-12)) ** 2)
     return Costs(coefficients, covariance, np.array(time_s, dtype=np.float64), 0.3, 0)
 
 
@@ -202,7 +206,9 @@ class CostFit:
     def restart(self) -> None:
         """Conditions of the board changed: a new epoch, whose prior is what was learned. The lag is the sensor's, and stays."""
         self._lag_is_known = self.costs.lag_error_ns <= LAG_STEP_NS
-        self._prior = prior(list(self.costs.energy), list(self.costs.time_s))
+        learned = np.sqrt(np.diag(self.costs.covariance)) / np.maximum(self.costs.energy, 1e-12)
+        deviation = np.minimum(2 * learned + EPOCH_CHANGE, PRIOR_DEVIATION)
+        self._prior = prior(self.costs.energy, self.costs.time_s, deviation)
         self._intervals.clear()
 
     def fit(self) -> Costs:
@@ -275,7 +281,7 @@ class CostFit:
         design = steps.features.copy()
         design[:, 0] = 0.0
         weights = 1.0 / (0.1 * np.maximum(seconds, 1e-6))
-        start = prior(self._prior.time_s.tolist(), self._prior.time_s.tolist())
+        start = prior(self._prior.time_s, self._prior.time_s)
         return ridge_nnls(design * weights[:, None], seconds * weights, start)[0]
 
 
@@ -337,5 +343,5 @@ def _non_negative(gram: Array, moment: Array) -> Array:
                 solution = trial
                 break
             step = float(np.min(solution[below] / (solution[below] - trial[below])))
-            solution = solution + step * (trial - solution)
+            solution += step * (trial - solution)
             passive &= solution > 1e-15
