@@ -49,6 +49,7 @@ typedef struct {
     uint32_t power_limit_mw, enforced_limit_mw, least_limit_mw, most_limit_mw;
     uint32_t clocks_mhz[4], max_clocks_mhz[4]; /* graphics, SM, memory, video */
     uint32_t temperature_c, persistence, mig_current, mig_pending;
+    uint32_t architecture, c2c;       /* nvmlDeviceArchitecture_t; whether a CPU hangs on the chip */
     uint32_t process_count, process_pid[MAX_PROCESSES];
     uint64_t process_bytes[MAX_PROCESSES];
     sensor_t energy, power, instant;

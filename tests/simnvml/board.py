@@ -131,6 +131,7 @@ class Gpu(ctypes.Structure):
         ("clocks_mhz", ctypes.c_uint32 * 4),
         ("max_clocks_mhz", ctypes.c_uint32 * 4),
         *((name, ctypes.c_uint32) for name in ("temperature_c", "persistence", "mig_current", "mig_pending")),
+        *((name, ctypes.c_uint32) for name in ("architecture", "c2c")),
         ("process_count", ctypes.c_uint32),
         ("process_pid", ctypes.c_uint32 * _MAX_PROCESSES),
         ("process_bytes", ctypes.c_uint64 * _MAX_PROCESSES),
@@ -184,6 +185,7 @@ class Board:
             gpu.least_limit_mw = 200_000
             gpu.clocks_mhz[:] = gpu.max_clocks_mhz[:] = (1980, 1980, 2619, 1545)
             gpu.temperature_c, gpu.persistence = 40, 1
+            gpu.architecture = pynvml.NVML_DEVICE_ARCH_HOPPER
             for name, sensor in (("energy", energy), ("power", power), ("instant", instant)):
                 self.set_sensor(index, name, sensor)
         self._header.driver = driver.encode()

@@ -358,6 +358,8 @@ FIGURE(nvmlDeviceGetPowerManagementLimit, CALL_LIMITS, unsigned, gpu->power_limi
 FIGURE(nvmlDeviceGetEnforcedPowerLimit, CALL_LIMITS, unsigned, gpu->enforced_limit_mw)
 FIGURE(nvmlDeviceGetCurrentClocksThrottleReasons, CALL_CLOCKS, unsigned long long, gpu->throttle_reasons)
 FIGURE(nvmlDeviceGetCurrentClocksEventReasons, CALL_CLOCKS, unsigned long long, gpu->throttle_reasons)
+FIGURE(nvmlDeviceGetArchitecture, CALL_MODES, unsigned, gpu->architecture)
+FIGURE(nvmlDeviceGetC2cModeInfoV, CALL_MODES, unsigned, gpu->c2c)
 FIGURE(nvmlDeviceGetPersistenceMode, CALL_MODES, unsigned, gpu->persistence)
 
 nvmlReturn_t nvmlDeviceGetPowerManagementLimitConstraints(nvmlDevice_t gpu, unsigned *least, unsigned *most) {

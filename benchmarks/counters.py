@@ -1,0 +1,292 @@
+"""How right the energy of a window is: ours and its peers', on the same simulated boards at the same time.
+
+    python -m benchmarks.counters [--quick]
+
+One stand-in NVML has a GPU for each load; every meter runs in a process of its own, as its users would run it, and is
+compared with the exact energy of its own windows. `--quick` takes the regular counter alone, and one window a peer.
+Peers that aren't installed are left out (`pip install 'etameter[bench]'`).
+"""
+
+import argparse
+import json
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from benchmarks.counters_peers import PEERS, Window
+from benchmarks.report import Goal, finish
+from etameter.counters.nvml import discover
+from etameter.sampler import Sampler
+from etameter.timeline import Timeline
+from tests.simnvml.board import AVERAGE_POWER, INSTANT_POWER, Board, Sensor, now_ns
+
+MS = 1_000_000
+SECOND = 1_000 * MS
+WINDOW_S = 10.0
+STRIDE_NS = 317 * MS
+"""Our own windows begin at so many instants: prime to every period here."""
+PHASES = 8
+ALPHA = 0.05
+
+
+@dataclass(frozen=True)
+class Profile:
+    name: str
+    energy: Sensor
+    power: Sensor = AVERAGE_POWER
+    integral: bool = True
+
+
+def sensor(period_ms: int, *, part_time: bool = False) -> Sensor:
+    """Published with half a percent of jitter; a part-time one sees the last quarter of each period."""
+    period_ns = period_ms * MS
+    window_ns = period_ns // 4 if part_time else 0
+    jitter_ns = period_ns // 200
+    return Sensor(period_ns, window_ns, phase_ns=33 * MS, jitter_ns=jitter_ns, latency_ns=50_000, part_time=part_time)
+
+
+PROFILES = (
+    Profile("h100", sensor(100)),
+    Profile("a100", sensor(100), power=INSTANT_POWER),
+    Profile("20ms", sensor(20)),
+    Profile("h100-part-time", sensor(100, part_time=True), integral=False),
+    Profile("a100-part-time", sensor(100, part_time=True), power=INSTANT_POWER, integral=False),
+)
+
+
+def square(start_ns: int, until_ns: int, phase: int) -> list[tuple[int, float]]:
+    """50 ms at 600 W, 50 ms at 100 W: as long as the counter's period, the worst there is."""
+    begin_ns = start_ns + phase * 100 * MS // PHASES
+    return [(t_ns, (600.0, 100.0)[(t_ns - begin_ns) // (50 * MS) % 2]) for t_ns in range(begin_ns, until_ns, 50 * MS)]
+
+
+def bursts(start_ns: int, until_ns: int) -> list[tuple[int, float]]:
+    """20 ms at 650 W in every 130 ms."""
+    return [each for t in range(start_ns, until_ns, 130 * MS) for each in ((t, 650.0), (t + 20 * MS, 90.0))]
+
+
+def llm_like(start_ns: int, until_ns: int, seed: int) -> list[tuple[int, float]]:
+    """Decode steps of 8 to 40 ms at 250 to 450 W, prefills at 650 W among them, and pauses."""
+    dice = random.Random(seed)  # noqa: S311  # a load, not a secret
+    t_ns, steps = start_ns, []
+    while t_ns < until_ns:
+        for _ in range(dice.randrange(5, 60)):
+            prefill = dice.random() < 0.1
+            steps.append((t_ns, 650.0 if prefill else dice.uniform(250, 450)))
+            t_ns += dice.randrange(60 * MS, 200 * MS) if prefill else dice.randrange(8 * MS, 40 * MS)
+        steps.append((t_ns, 95.0))
+        t_ns += dice.randrange(0, 400 * MS)
+    return steps
+
+
+def light(board: Board, start_ns: int, until_ns: int) -> list[str]:
+    """Put a load on each GPU of the board; their names."""
+    loads = [("square", square(start_ns, until_ns, phase)) for phase in range(PHASES)]
+    loads += [("constant", [(start_ns, 400.0)]), ("bursts", bursts(start_ns, until_ns))]
+    loads += [("llm", llm_like(start_ns, until_ns, seed)) for seed in (1, 2)]
+    for gpu, (_, steps) in enumerate(loads):
+        board.set_power_w(gpu, [(start_ns - 20 * SECOND, 95.0), *steps])
+    return [name for name, _ in loads]
+
+
+LOADS = PHASES + 4
+
+
+def error(board: Board, window: Window) -> float:
+    """Relative to the truth of the window."""
+    return window.energy_j / float(board.truth_j(window.gpu, window.start_ns, window.end_ns)) - 1.0
+
+
+@dataclass
+class Outcome:
+    """One profile's run: relative errors by meter and load, and our intervals."""
+
+    errors: dict[str, dict[str, list[float]]]
+    beside: dict[str, list[float]]
+    """Our errors in each peer's own windows."""
+    covered: list[bool]
+    scores: list[float]
+    """Interval score over the truth: width, and 2/α times what the truth is outside."""
+    half_widths: list[float]
+    polls_per_s: float
+    cpu_percent: float
+    missed_edges: int
+
+
+def run(profile: Profile, directory: Path, peers: Sequence[str], windows: int) -> Outcome:
+    """All meters on the same board at the same time."""
+    board = Board(directory / profile.name, gpus=LOADS, energy=profile.energy, power=profile.power)
+    processes = {name: start_peer(name, board, windows) for name in peers}
+    for name, process in processes.items():
+        assert process.stdout is not None
+        assert any(line == "ready\n" for line in process.stdout), f"{name} did not start"
+    start_ns = now_ns() + SECOND
+    until_ns = start_ns + int((windows * (WINDOW_S + 4) + 8) * SECOND)
+    loads = light(board, start_ns, until_ns)
+    with board:
+        counters = discover()
+        timelines = {counter.gpu_uuid: Timeline(counter.gpu_uuid, power_limit_w=700.0) for counter in counters}
+        sampler = Sampler(counters)
+        sampler.start()
+        time.sleep(4)
+        polls, cost_ns, began_ns = sampler.polls, sampler.cost_ns, now_ns()
+        for process in processes.values():
+            assert process.stdin is not None
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        time.sleep(windows * (WINDOW_S + 1.5))
+        said = {name: process.communicate(timeout=60)[0] for name, process in processes.items()}
+        elapsed_ns = now_ns() - began_ns
+        polls, cost_ns = sampler.polls - polls, sampler.cost_ns - cost_ns
+        sampler.stop()
+        for found in sampler.drain():
+            timelines[found.gpu_uuid].add(found)
+        for counter in counters:
+            counter.close()
+    outcome = Outcome({}, {}, [], [], [], polls / LOADS / elapsed_ns * 1e9, cost_ns / elapsed_ns * 100, 0)
+    outcome.missed_edges = sum(sampler.missed_edges().values())
+    for name, text in said.items():
+        found_windows = [Window(**json.loads(line)) for line in text.splitlines() if line.startswith("{")]
+        assert len(found_windows) == windows * LOADS, f"{name}: {text[-500:]}"
+        outcome.errors[name] = by_load(board, loads, found_windows)
+        beside = [
+            Window(
+                each.gpu,
+                each.start_ns,
+                each.end_ns,
+                timelines[board.uuid(each.gpu)].energy_between(each.start_ns, each.end_ns)[0],
+            )
+            for each in found_windows
+        ]
+        outcome.beside[name] = [error(board, window) for window in beside]
+    ours = []
+    for gpu in range(LOADS):
+        for first_ns in range(began_ns, began_ns + elapsed_ns - int((WINDOW_S + 0.5) * SECOND), STRIDE_NS):
+            last_ns = first_ns + int(WINDOW_S * SECOND)
+            energy_j, bound_j = timelines[board.uuid(gpu)].energy_between(first_ns, last_ns)
+            ours.append(Window(gpu, first_ns, last_ns, energy_j))
+            truth_j = float(board.truth_j(gpu, first_ns, last_ns))
+            outside_j = max(0.0, abs(energy_j - truth_j) - bound_j)
+            outcome.covered.append(outside_j == 0.0)
+            outcome.half_widths.append(bound_j / truth_j)
+            outcome.scores.append((2 * bound_j + 2 / ALPHA * outside_j) / truth_j)
+    outcome.errors["etameter"] = by_load(board, loads, ours)
+    return outcome
+
+
+def start_peer(name: str, board: Board, windows: int) -> "subprocess.Popen[str]":
+    argv = [sys.executable, "-m", "benchmarks.counters_peers", name, str(LOADS), str(windows), str(WINDOW_S)]
+    tools = board.path.parent / "bin"  # codecarbon asks whether there is an nvidia-smi before it looks for GPUs
+    if not tools.exists():
+        tools.mkdir()
+        (tools / "nvidia-smi").symlink_to("/bin/true")
+    environment = {**board.environment(), "PATH": f"{tools}:/usr/bin:/bin", "HOME": str(board.path.parent)}
+    return subprocess.Popen(
+        argv,
+        env=environment,
+        cwd=Path(__file__).parent.parent,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=open("/tmp/peer.err", "a"),
+        text=True,
+    )
+
+
+def by_load(board: Board, loads: Sequence[str], windows: Sequence[Window]) -> dict[str, list[float]]:
+    errors: dict[str, list[float]] = {}
+    for window in windows:
+        errors.setdefault(loads[window.gpu], []).append(error(board, window))
+    return errors
+
+
+def worst(errors: Sequence[float]) -> float:
+    return max(map(abs, errors)) * 100
+
+
+def table(name: str, outcome: Outcome) -> None:
+    print(f"\n{name}: error of {WINDOW_S:g} s windows, median / worst in %")
+    loads = list(outcome.errors["etameter"])
+    print(f"{'':12}" + "".join(f"{load:>20}" for load in loads))
+    for meter, errors in sorted(outcome.errors.items(), key=lambda each: each[0] != "etameter"):
+        cells = (f"{statistics.median(errors[load]) * 100:+.3f} / {worst(errors[load]):.3f}" for load in loads)
+        print(f"{meter:12}" + "".join(f"{cell:>20}" for cell in cells))
+    print(
+        f"{'':12}covered {statistics.mean(outcome.covered):.1%}, interval ±{statistics.median(outcome.half_widths):.3%}, "
+        f"score {statistics.mean(outcome.scores):.3%}; {outcome.polls_per_s:.1f} reads/s a GPU, "
+        f"{outcome.cpu_percent:.2f} % of a core for {LOADS} GPUs, {outcome.missed_edges} edges missed"
+    )
+
+
+def installed() -> dict[str, str]:
+    found = {}
+    for name in PEERS:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            print(f"{name} is not installed, and left out")
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="under a minute: one profile, one window a peer")
+    parser.add_argument("--windows", type=int, default=4, help="windows a peer and profile")
+    options = parser.parse_args()
+    peers = installed()
+    outcomes = {}
+    with tempfile.TemporaryDirectory(prefix="etameter-counters-") as name:
+        for profile in PROFILES[:1] if options.quick else PROFILES:
+            outcomes[profile.name] = run(profile, Path(name), list(peers), 1 if options.quick else options.windows)
+            table(profile.name, outcomes[profile.name])
+    integral = [outcomes[profile.name] for profile in PROFILES if profile.integral and profile.name in outcomes]
+    ours = max(worst(errors) for each in integral for errors in each.errors["etameter"].values())
+    theirs = {peer: max(worst(errors) for each in integral for errors in each.errors[peer].values()) for peer in peers}
+    covered = [one for each in integral for one in each.covered]
+    scores = [one for each in integral for one in each.scores]
+    best = min(theirs, key=theirs.__getitem__, default=None)
+    ours_beside = max(worst(each.beside[best]) for each in integral) if best else None
+    slow = [outcomes[name] for name in ("h100", "a100") if name in outcomes]
+    print()
+    goals = [
+        Goal("worst_phase_error", ours, "%", 0.3, "lower"),
+        Goal(
+            "worst_phase_over_best_peer", ours_beside / theirs[best] if best and ours_beside else None, "", 1.0, "lower"
+        ),
+        Goal("interval_coverage_least", statistics.mean(covered) * 100, "%", 93.0, "higher"),
+        Goal("interval_coverage_most", statistics.mean(covered) * 100, "%", 99.0, "lower"),
+        Goal(
+            "interval_score",
+            statistics.mean(x for each in integral for x in each.scores) * 100,
+            "% of truth",
+            None,
+            "lower",
+        ),
+        Goal("reads_per_s_at_100_ms", max(each.polls_per_s for each in slow), "1/s", 40.0, "lower"),
+    ]
+    context: dict[str, object] = {
+        "peers": {
+            peer: {
+                "version": peers[peer],
+                "worst_phase_error": round(theirs[peer], 4),
+                "ours_in_its_windows": round(max(worst(each.beside[peer]) for each in integral), 4),
+            }
+            for peer in peers
+        },
+        "profiles": list(outcomes),
+        "window_s": WINDOW_S,
+        "windows": len(covered),
+        "windows_a_peer": (1 if options.quick else options.windows) * LOADS * len(integral),
+        "quick": options.quick,
+    }
+    finish("counters", "simulated", goals, context)
+
+
+if __name__ == "__main__":
+    main()
