@@ -27,6 +27,7 @@ from etameter.errors import CounterError, EngineError, EtameterError, MeterBusy
 from etameter.export.prometheus import Metrics
 from etameter.export.receipts import NOT_MEASURED, UNKNOWN_REQUEST, energy_object, is_measured, is_receipt_id
 from etameter.export.socket import Answer, MiddlewareSocket
+from etameter.host import HostCounters, HostMeter
 from etameter.ledger import Ledger, Resume
 from etameter.recording import Recorder
 from etameter.sampler import Sampler
@@ -189,6 +190,7 @@ class Meter:
         self._engine_lost_ns: int | None = None
         self._boot_id = boot_id()
         self._accounts = self._open_accounts(recording)
+        self._host = HostMeter(HostCounters(packages=self._kind != "rapl"), time.monotonic_ns())
         self._public_ids: OrderedDict[str, str] = OrderedDict()
         self._unwritten: deque[Batch] = deque()
         self._work = asyncio.Event()
@@ -298,6 +300,10 @@ class Meter:
         if batch is not None:
             self._unwritten.append(batch)
             self._work.set()
+            first = self._accounts.devices[0].gpu_uuid
+            for (balance, _), increments in zip(batch.balances, batch.increments, strict=True):
+                if balance.gpu_uuid == first:  # all of an engine's GPUs work on the same requests
+                    self._host.resided(balance.start_ns, balance.end_ns, [each.request_id for each in increments])
 
     async def _keep_writing(self) -> None:
         """Write what is settled, in order; what can't be written waits, and is tried again.
@@ -390,6 +396,8 @@ class Meter:
                     self._metrics.finished(row.record, row.energy if is_measured(row) else None, public_id)
 
     def _look_after(self) -> None:
+        for stay in self._host.read(time.monotonic_ns()):
+            self._metrics.host(stay.energy_j, paid=bool(stay.request_ids))
         sampler = self._sampler
         self._metrics.sampler(
             polls=sampler.polls,
@@ -429,7 +437,7 @@ class Meter:
             return None, UNKNOWN_REQUEST
         if not any(is_measured(row) for row in rows.values()):
             return None, NOT_MEASURED
-        return energy_object(list(rows.values()), self._kind), None
+        return energy_object(list(rows.values()), self._kind) | self._host.of(receipt_id), None
 
     def _application(self) -> web.Application:
         application = web.Application()

@@ -21,6 +21,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"etameter.serving.ring"}),  # the format of the stream, which both sides share
     frozenset({"etameter.attribution", "etameter.costs", "etameter.roofline", "etameter.slack"})
     | {"etameter.steps", "etameter.timeline", "etameter.counters", "etameter.pacing"},
+    frozenset({"etameter.host"}),
     frozenset({"etameter.export", "etameter.ledger", "etameter.sampler"}),
     frozenset({"etameter.accounts"}),
     frozenset({"etameter.recording"}),
@@ -28,7 +29,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"etameter.daemon", "etameter.doctor", "etameter.inline"}),
     frozenset({"etameter.serving"}),
     frozenset({"etameter.prompts", "etameter.dashboards"}),
-    frozenset({"etameter.demo", "etameter.demo_report", "etameter.conversation"}),
+    frozenset({"etameter.demo", "etameter.demo_report", "etameter.conversation", "etameter.gpu_check"}),
     frozenset({"etameter.cli"}),
     frozenset({"etameter.__main__", "etameter"}),  # the package's own door opens on `inline`
 )

@@ -19,6 +19,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disa
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.openmetrics import exposition as openmetrics
 
+from etameter.host import Domain
 from etameter.records import Balance, Edge, Finding, ReadFailure, RequestEnergy, RequestRecord, Source
 
 _Kind = TypeVar("_Kind", bound=MetricWrapperBase)
@@ -45,11 +46,13 @@ LABELS: Mapping[str, str] = {
     + "; for failed reads the driver's word.",
     "coefficient": "`p0_w` W; `c_j` J per step; `a_j` J per prefill token; `a2_j` J per pair of prefill tokens; "
     "`b_j` J per decode token; `d_j` J per attended token.",
+    "domain": "`package`: CPU packages; `dram`: their memory.",
     "engine": "Name of the inference engine.",
     "finish_reason": ", ".join(f"`{reason}`" for reason in sorted(FINISH_REASONS)) + f"; else `{OTHER}`.",
     "gpu_uuid": "The device, as its driver names it; `RAPL-package-0` for a CPU package.",
     "kind": "`prompt`: computed in prefill, again after a preemption; `cached`: taken from the prefix cache instead; `output`: generated.",
     "model_name": f"The served model; else `{OTHER}`.",
+    "paid_by": "`requests`: split equally among those that were worked on at the time; `nobody`: there was none.",
     "phase": "`prompt`: steps that prefilled the request; `output`: steps that decoded it.",
     "source": "`measured`; `estimated` from power; `shared` with neighbours on the board; `simulated`. Keep it in every `by()`.",
 }
@@ -104,6 +107,13 @@ BALANCE_RESIDUAL = Declaration(
     "joules",
     ("gpu_uuid", "source"),
     "Sum of |measured - attributed - unassigned| over settled intervals: rounding, or a bug.",
+)
+HOST_ENERGY = Declaration(
+    "etameter_host_energy_joules_total",
+    "counter",
+    "joules",
+    ("domain", "paid_by", "source"),
+    "Energy of the host's CPU packages and DRAM by RAPL, whatever runs on them: beside the GPUs', never part of it. Absent where it can't be read.",
 )
 TOKENS = Declaration(
     "etameter_tokens_total",
@@ -219,6 +229,7 @@ CATALOGUE: tuple[Declaration, ...] = (
     UNASSIGNED,
     HOST_BUBBLE,
     BALANCE_RESIDUAL,
+    HOST_ENERGY,
     TOKENS,
     FIRST_TOKENS,
     WH_PER_TOKEN,
@@ -381,6 +392,11 @@ class Metrics:
             if energy is not None:
                 child = self._request_energy.labels(model, arm, energy.source)
                 child.observe(energy.energy_j, exemplar=_exemplar(public_id))
+
+    def host(self, energy_j: Mapping[Domain, float], *, paid: bool) -> None:
+        """What the host spent while there were requests to pay it, or while there were none."""
+        for domain, joules in energy_j.items():
+            self._add(HOST_ENERGY, joules, domain, "requests" if paid else "nobody", "measured")
 
     def found(self, items: Iterable[Finding]) -> None:
         """What the sampler found."""

@@ -75,6 +75,8 @@ def _filled(clock: _Clock) -> Metrics:
         metrics.settle(_balance(), "simulated")
         _charge(metrics)
     metrics.finished(_record(), _energy(), "chatcmpl-7f")
+    metrics.host({"package": 80.0, "dram": 8.0}, paid=True)
+    metrics.host({"package": 3.0}, paid=False)
     metrics.sampler(polls=2000, missed_polls=3, lateness_ns=40_000_000, dropped=0)
     metrics.counter(GPU, resets=1, period_ns=100_000_000)
     metrics.found([Edge(GPU, 5, 1, 10), Edge(GPU, 9, 1, 20), ReadFailure(GPU, 11, "no_permission")])
