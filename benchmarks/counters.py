@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from benchmarks.counters_peers import PEERS, Window
+from benchmarks.counters_peers import ODD_S, PEERS, Window
 from benchmarks.report import Goal, finish
 from etameter.counters.nvml import discover
 from etameter.sampler import Sampler
@@ -109,7 +109,7 @@ class Outcome:
     """One profile's run: relative errors by meter and load, and our intervals."""
 
     errors: dict[str, dict[str, list[float]]]
-    beside: dict[str, list[float]]
+    beside: dict[str, dict[str, list[float]]]
     """Our errors in each peer's own windows."""
     covered: list[bool]
     scores: list[float]
@@ -156,7 +156,7 @@ def run(profile: Profile, directory: Path, peers: Sequence[str], windows: int) -
         found_windows = [Window(**json.loads(line)) for line in text.splitlines() if line.startswith("{")]
         assert len(found_windows) == windows * LOADS, f"{name}: {text[-500:]}"
         outcome.errors[name] = by_load(board, loads, found_windows)
-        beside = [
+        same = [
             Window(
                 each.gpu,
                 each.start_ns,
@@ -165,11 +165,12 @@ def run(profile: Profile, directory: Path, peers: Sequence[str], windows: int) -
             )
             for each in found_windows
         ]
-        outcome.beside[name] = [error(board, window) for window in beside]
+        outcome.beside[name] = by_load(board, loads, same)
     ours = []
+    last_start_ns = began_ns + elapsed_ns - int((WINDOW_S + 0.5) * SECOND)
     for gpu in range(LOADS):
-        for first_ns in range(began_ns, began_ns + elapsed_ns - int((WINDOW_S + 0.5) * SECOND), STRIDE_NS):
-            last_ns = first_ns + int(WINDOW_S * SECOND)
+        for number, first_ns in enumerate(range(began_ns, last_start_ns, STRIDE_NS)):
+            last_ns = first_ns + int((WINDOW_S + ODD_S * (number % 4)) * SECOND)
             energy_j, bound_j = timelines[board.uuid(gpu)].energy_between(first_ns, last_ns)
             ours.append(Window(gpu, first_ns, last_ns, energy_j))
             truth_j = float(board.truth_j(gpu, first_ns, last_ns))
@@ -194,7 +195,7 @@ def start_peer(name: str, board: Board, windows: int) -> "subprocess.Popen[str]"
         cwd=Path(__file__).parent.parent,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        stderr=open("/tmp/peer.err", "a"),
+        stderr=subprocess.DEVNULL,
         text=True,
     )
 
@@ -246,28 +247,22 @@ def main() -> None:
             outcomes[profile.name] = run(profile, Path(name), list(peers), 1 if options.quick else options.windows)
             table(profile.name, outcomes[profile.name])
     integral = [outcomes[profile.name] for profile in PROFILES if profile.integral and profile.name in outcomes]
-    ours = max(worst(errors) for each in integral for errors in each.errors["etameter"].values())
-    theirs = {peer: max(worst(errors) for each in integral for errors in each.errors[peer].values()) for peer in peers}
+    in_phase = max(worst(each.errors["etameter"]["square"]) for each in integral)
+    anywhere = max(worst(errors) for each in integral for errors in each.errors["etameter"].values())
+    theirs = {peer: max(worst(each.errors[peer]["square"]) for each in integral) for peer in peers}
+    beside = {peer: max(worst(each.beside[peer]["square"]) for each in integral) for peer in peers}
+    best = min(theirs, key=theirs.__getitem__, default=None)
     covered = [one for each in integral for one in each.covered]
     scores = [one for each in integral for one in each.scores]
-    best = min(theirs, key=theirs.__getitem__, default=None)
-    ours_beside = max(worst(each.beside[best]) for each in integral) if best else None
     slow = [outcomes[name] for name in ("h100", "a100") if name in outcomes]
     print()
     goals = [
-        Goal("worst_phase_error", ours, "%", 0.3, "lower"),
-        Goal(
-            "worst_phase_over_best_peer", ours_beside / theirs[best] if best and ours_beside else None, "", 1.0, "lower"
-        ),
+        Goal("worst_phase_error", in_phase, "%", 0.3, "lower"),
+        Goal("worst_phase_over_best_peer", beside[best] / theirs[best] if best else None, "", 1.0, "lower"),
+        Goal("worst_error_of_any_load", anywhere, "%", 0.3, "lower"),
         Goal("interval_coverage_least", statistics.mean(covered) * 100, "%", 93.0, "higher"),
         Goal("interval_coverage_most", statistics.mean(covered) * 100, "%", 99.0, "lower"),
-        Goal(
-            "interval_score",
-            statistics.mean(x for each in integral for x in each.scores) * 100,
-            "% of truth",
-            None,
-            "lower",
-        ),
+        Goal("interval_score", statistics.mean(scores) * 100, "% of truth", None, "lower"),
         Goal("reads_per_s_at_100_ms", max(each.polls_per_s for each in slow), "1/s", 40.0, "lower"),
     ]
     context: dict[str, object] = {
@@ -275,7 +270,7 @@ def main() -> None:
             peer: {
                 "version": peers[peer],
                 "worst_phase_error": round(theirs[peer], 4),
-                "ours_in_its_windows": round(max(worst(each.beside[peer]) for each in integral), 4),
+                "ours_in_its_windows": round(beside[peer], 4),
             }
             for peer in peers
         },

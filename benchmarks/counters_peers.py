@@ -10,6 +10,9 @@ from typing import Any
 
 SECONDS_PER_KWH = 3_600_000.0
 
+ODD_S = 0.023
+"""Each window is so much longer than the one before: one that is a multiple of the load's period would hide its phase."""
+
 
 @dataclass(frozen=True)
 class Window:
@@ -102,8 +105,7 @@ PEERS: dict[str, Callable[[int], Measure]] = {"zeus": zeus, "codecarbon": codeca
 
 def windows(measure: Measure, count: int, length_s: float) -> Iterator[Window]:
     for number in range(count):
-        yield from measure(length_s)
-        time.sleep(0.037 * (number + 1))  # another phase
+        yield from measure(length_s + ODD_S * number)
 
 
 def main() -> None:

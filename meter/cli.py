@@ -28,6 +28,10 @@ SimulateGpu = Annotated[
     Profile | None,
     typer.Option(help="Meter a simulated board instead of a real counter. Every figure then says source=simulated."),
 ]
+AllowSharedGpu = Annotated[
+    bool | None,
+    typer.Option("--allow-shared-gpu", help="Meter GPUs split by MIG as a whole. Every figure then says source=shared."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object.")]
 
 
@@ -76,6 +80,7 @@ def serve(
     meter_port: Annotated[int | None, typer.Option(help="Port of the meter's own HTTP server.")] = None,
     ledger: Annotated[Path | None, typer.Option(metavar="FILE", help="File of the durable ledger.")] = None,
     simulate_gpu: SimulateGpu = None,
+    allow_shared_gpu: AllowSharedGpu = None,
     config_file: Annotated[  # plain --config is vLLM's
         Path | None, typer.Option("--meter-config", metavar="FILE", help=_CONFIG_HELP)
     ] = None,
@@ -93,7 +98,12 @@ def serve(
     loaded = config.load(
         config_file,
         {
-            "meter": {"port": meter_port, "ledger": ledger, "simulate_gpu": simulate_gpu},
+            "meter": {
+                "port": meter_port,
+                "ledger": ledger,
+                "simulate_gpu": simulate_gpu,
+                "allow_shared_gpu": allow_shared_gpu,
+            },
             "serve": {"engine": engine},
         },
     )
@@ -111,6 +121,7 @@ def meter(
         Path | None, typer.Option(metavar="FILE", help="What a simulated board publishes; needs --simulate-gpu.")
     ] = None,
     simulate_gpu: SimulateGpu = None,
+    allow_shared_gpu: AllowSharedGpu = None,
     host: Annotated[str | None, typer.Option(help="Address of the meter's HTTP server.")] = None,
     port: Annotated[int | None, typer.Option(help="Port of the meter's HTTP server.")] = None,
     socket: Annotated[Path | None, typer.Option(metavar="FILE", help="Socket that the middleware talks to.")] = None,
@@ -122,7 +133,16 @@ def meter(
     if board is not None and simulate_gpu is None:
         raise ConfigError("--board needs --simulate-gpu", "name the board's profile, h100 or a100")
     loaded = config.load(
-        config_file, {"meter": {"host": host, "port": port, "ledger": ledger, "simulate_gpu": simulate_gpu}}
+        config_file,
+        {
+            "meter": {
+                "host": host,
+                "port": port,
+                "ledger": ledger,
+                "simulate_gpu": simulate_gpu,
+                "allow_shared_gpu": allow_shared_gpu,
+            }
+        },
     )
     daemon.run(loaded, ring or config.ring_path(loaded.serve.engine), board, socket or config.socket_path())
 

@@ -54,6 +54,10 @@ class MeterSection(_Section):
     simulate_gpu: Literal["h100", "a100"] | None = Field(
         default=None, description="Meter a simulated board of this profile. Every figure then says `source=simulated`."
     )
+    allow_shared_gpu: bool = Field(
+        default=False,
+        description="Meter GPUs that are split by MIG: their counter is the whole GPU's, and every figure says `source=shared`.",
+    )
 
 
 class ServeSection(_Section):

@@ -29,6 +29,7 @@ from etameter.export.receipts import NOT_MEASURED, UNKNOWN_REQUEST, energy_objec
 from etameter.export.socket import Answer, MiddlewareSocket
 from etameter.host import HostCounters, HostMeter
 from etameter.ledger import Ledger, Resume
+from etameter.neighbours import foreign
 from etameter.recording import Recorder
 from etameter.sampler import Sampler
 from etameter.serving.ring import RingReader, boot_id
@@ -87,7 +88,9 @@ async def _run(
         loop.add_signal_handler(number, stop.set)
     lock = hold_lock(socket.with_suffix(".lock"))
     simulated = settings.meter.simulate_gpu is not None
-    counters = await open_counters(board or config.board_path(settings.serve.engine) if simulated else None)
+    counters = await open_counters(
+        board or config.board_path(settings.serve.engine) if simulated else None, settings.meter.allow_shared_gpu
+    )
     try:
         meter = Meter(settings, ring, socket, counters, recording)
         await meter.run(stop)
@@ -123,8 +126,10 @@ def hold_lock(path: Path) -> IO[str]:
     return file
 
 
-async def open_counters(board: Path | None) -> Sequence[Counter]:
+async def open_counters(board: Path | None, allow_shared_gpu: bool = False) -> Sequence[Counter]:  # noqa: FBT001, FBT002  # the option's name
     """The counters of this machine: the simulated board that publishes at `board`, else NVML, else (where no NVML library exists) RAPL.
+
+    GPUs that are split by MIG are metered as a whole where `allow_shared_gpu`, as `source=shared`.
 
     Raises:
         CounterError: none, or one that fails. A library that is there and fails is never passed over.
@@ -132,7 +137,7 @@ async def open_counters(board: Path | None) -> Sequence[Counter]:
     if board is not None:
         return [await _board(board)]
     try:
-        return nvml.discover()
+        return nvml.discover(allow_shared=allow_shared_gpu)
     except CounterError as error:
         if error.cause != "library_missing":
             raise
@@ -403,8 +408,14 @@ class Meter:
             polls=sampler.polls,
             missed_polls=sampler.missed_polls,
             lateness_ns=sampler.lateness_ns,
+            cost_ns=sampler.cost_ns,
             dropped=sampler.dropped,
         )
+        processes = sampler.processes()
+        for uuid, missed_edges in sampler.missed_edges().items():
+            pids, header = processes[uuid], self._reader.header if self._reader is not None else None
+            neighbours = foreign(pids, header.pid) if pids is not None and header is not None else None
+            self._metrics.watched(uuid, missed_edges=missed_edges, neighbours=neighbours)
         self._metrics.socket(dropped=self._socket.dropped)
         for uuid, timeline in self._accounts.timelines().items():
             self._metrics.counter(uuid, resets=timeline.resets, period_ns=timeline.period_ns)

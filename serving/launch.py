@@ -219,6 +219,8 @@ def meter_service(settings: config.Config, config_file: Path | None, sink: Calla
     if config_file is not None:
         options["--config"] = config_file
     argv = [sys.executable, "-m", "etameter", "meter", *(str(word) for pair in options.items() for word in pair)]
+    if section.allow_shared_gpu:
+        argv.append("--allow-shared-gpu")
 
     def ready() -> bool:
         return answers(section.host, section.port)

@@ -22,7 +22,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"etameter.attribution", "etameter.costs", "etameter.roofline", "etameter.slack"})
     | {"etameter.steps", "etameter.timeline", "etameter.counters", "etameter.pacing"},
     frozenset({"etameter.host"}),
-    frozenset({"etameter.export", "etameter.ledger", "etameter.sampler"}),
+    frozenset({"etameter.export", "etameter.ledger", "etameter.neighbours", "etameter.sampler"}),
     frozenset({"etameter.accounts"}),
     frozenset({"etameter.recording"}),
     frozenset({"etameter.bursts"}),

@@ -187,20 +187,37 @@ READ_FAILURES = Declaration(
     ("gpu_uuid", "cause"),
     "Reads of the counter that failed.",
 )
-SAMPLER_POLLS = Declaration("etameter_sampler_polls_total", "counter", "polls", (), "Rounds of reading all counters.")
+MISSED_EDGES = Declaration(
+    "etameter_gpu_energy_missed_edges_total",
+    "counter",
+    "edges",
+    ("gpu_uuid",),
+    "Updates of the device's counter that came while nobody looked: their time is known less well.",
+)
+NEIGHBOURS = Declaration(
+    "etameter_gpu_neighbours",
+    "gauge",
+    "processes",
+    ("gpu_uuid",),
+    "Processes on the device that aren't the engine's. Absent where it can't be told, as inside of most containers.",
+)
+SAMPLER_POLLS = Declaration("etameter_sampler_polls_total", "counter", "polls", (), "Reads of counters.")
 SAMPLER_MISSED = Declaration(
     "etameter_sampler_missed_polls_total",
     "counter",
     "polls",
     (),
-    "Rounds left out because the one before took longer than the polling period.",
+    "Reads that would have had time while one was late or took long.",
 )
 SAMPLER_LATENESS = Declaration(
     "etameter_sampler_lateness_seconds_total",
     "counter",
     "seconds",
     (),
-    "Sum over all rounds of start minus planned start.",
+    "Sum over all reads of start minus planned start.",
+)
+SAMPLER_CPU = Declaration(
+    "etameter_sampler_cpu_seconds_total", "counter", "seconds", (), "Processor time that reading the counters takes."
 )
 SAMPLER_DROPPED = Declaration(
     "etameter_sampler_dropped_edges_total", "counter", "edges", (), "Edges and failures lost because nobody took them."
@@ -241,9 +258,12 @@ CATALOGUE: tuple[Declaration, ...] = (
     COUNTER_RESETS,
     COUNTER_EDGES,
     READ_FAILURES,
+    MISSED_EDGES,
+    NEIGHBOURS,
     SAMPLER_POLLS,
     SAMPLER_MISSED,
     SAMPLER_LATENESS,
+    SAMPLER_CPU,
     SAMPLER_DROPPED,
     RING_LOST,
     RING_TORN,
@@ -408,11 +428,12 @@ class Metrics:
                 elif isinstance(item, ReadFailure):
                     self._add(READ_FAILURES, 1, device, self._failures.admit(item.cause))
 
-    def sampler(self, *, polls: int, missed_polls: int, lateness_ns: int, dropped: int) -> None:
+    def sampler(self, *, polls: int, missed_polls: int, lateness_ns: int, cost_ns: int, dropped: int) -> None:
         """The sampler's own totals so far."""
         self._advance(SAMPLER_POLLS, polls)
         self._advance(SAMPLER_MISSED, missed_polls)
         self._advance(SAMPLER_LATENESS, lateness_ns / 1e9)
+        self._advance(SAMPLER_CPU, cost_ns / 1e9)
         self._advance(SAMPLER_DROPPED, dropped)
 
     def counter(self, gpu_uuid: str, *, resets: int, period_ns: int | None) -> None:
@@ -420,6 +441,12 @@ class Metrics:
         device = self._devices.admit(gpu_uuid)
         self._advance(COUNTER_RESETS, resets, device)
         self._set(UPDATE_PERIOD, None if period_ns is None else period_ns / 1e9, device)
+
+    def watched(self, gpu_uuid: str, *, missed_edges: int, neighbours: int | None) -> None:
+        """What the sampler knows of a device: edges missed so far, and how many processes there aren't the engine's."""
+        device = self._devices.admit(gpu_uuid)
+        self._advance(MISSED_EDGES, missed_edges, device)
+        self._set(NEIGHBOURS, neighbours, device)
 
     def coefficients(self, gpu_uuid: str, values: Mapping[str, float]) -> None:
         """The fitted costs, by the names of `costs.TERMS`."""

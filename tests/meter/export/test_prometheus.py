@@ -77,7 +77,8 @@ def _filled(clock: _Clock) -> Metrics:
     metrics.finished(_record(), _energy(), "chatcmpl-7f")
     metrics.host({"package": 80.0, "dram": 8.0}, paid=True)
     metrics.host({"package": 3.0}, paid=False)
-    metrics.sampler(polls=2000, missed_polls=3, lateness_ns=40_000_000, dropped=0)
+    metrics.sampler(polls=2000, missed_polls=3, lateness_ns=40_000_000, cost_ns=7_000_000, dropped=0)
+    metrics.watched(GPU, missed_edges=6, neighbours=1)
     metrics.counter(GPU, resets=1, period_ns=100_000_000)
     metrics.found([Edge(GPU, 5, 1, 10), Edge(GPU, 9, 1, 20), ReadFailure(GPU, 11, "no_permission")])
     metrics.coefficients(GPU, dict(zip(TERMS, (122.8, 1.94, 0.0137, 0.0, 0.0251, 3.4e-05), strict=True)))
@@ -245,6 +246,14 @@ def test_an_update_period_that_is_forgotten_leaves_the_exposition(clock: _Clock)
     assert _value(metrics, "etameter_gpu_energy_update_period_seconds", gpu_uuid=GPU) == 0.02
     metrics.counter(GPU, resets=0, period_ns=None)
     assert _value(metrics, "etameter_gpu_energy_update_period_seconds", gpu_uuid=GPU) is None
+
+
+def test_neighbours_that_are_not_known_are_absent_not_none(clock: _Clock) -> None:
+    metrics = Metrics([], [], clock)
+    metrics.watched(GPU, missed_edges=0, neighbours=2)
+    assert _value(metrics, "etameter_gpu_neighbours", gpu_uuid=GPU) == 2
+    metrics.watched(GPU, missed_edges=0, neighbours=None)
+    assert _value(metrics, "etameter_gpu_neighbours", gpu_uuid=GPU) is None
 
 
 def test_hostile_labels_become_other(clock: _Clock) -> None:
