@@ -324,7 +324,7 @@ def ridge_nnls(design: Array, target: Array, start: Costs) -> tuple[Array, Array
 
 def _non_negative(gram: Array, moment: Array) -> Array:
     """The x ≥ 0 that minimises x·gram·x/2 − moment·x: Lawson and Hanson's active set (Solving Least Squares Problems, 1974, ch. 23)."""
-    solution: Array = np.linalg.solve(gram, moment)
+    solution: Array = np.linalg.solve(gram, moment).astype(np.float64)
     if np.min(solution) >= 0:
         return solution
     solution = np.zeros(len(moment))

@@ -1,6 +1,9 @@
 """Who pays, drawn as tables: coefficients are round numbers, so that each figure can be checked by hand."""
 
+import dataclasses
+import itertools
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from etameter.steps import Missing
 pytestmark = pytest.mark.unit
 
 MS = 1_000_000
+ROOFLINE_MEAN_ERROR, ROOFLINE_WORST_ERROR = 0.005, 0.07  # shares of the step's energy
 #                    p0 W   c J  a J/tok a2 J  b J/tok d J/tok
 ENERGY = np.array([100.0, 2.0, 0.01, 0.0, 0.1, 0.001])
 #                 -    t0 s  ta s/tok    tb s/tok
@@ -245,3 +249,66 @@ def test_shares_add_up_with_their_errors() -> None:
     covariance[2, 2] = 0.01
     assert total.energy_j == 3.0
     assert total.error_j(covariance) == pytest.approx(1.96 * math.sqrt(1.0 + 20.0**2 * 0.01 + (FORM_ERROR * 3.0) ** 2))
+
+
+def shapley(players: list[str], value: Callable[[frozenset[str]], float]) -> dict[str, float]:
+    """Each player's marginal cost, averaged over all orders in which they could have come."""
+    shares = dict.fromkeys(players, 0.0)
+    orders = list(itertools.permutations(players))
+    for order in orders:
+        for at, player in enumerate(order):
+            shares[player] += value(frozenset(order[: at + 1])) - value(frozenset(order[:at]))
+    return {player: share / len(orders) for player, share in shares.items()}
+
+
+def step_value(rows: dict[str, Scheduled], seconds: Callable[[float], float]) -> Callable[[frozenset[str]], float]:
+    """Joules of a step of a subset of the requests, whose time is a function of its prefill seconds."""
+
+    def value(subset: frozenset[str]) -> float:
+        if not subset:
+            return 0.0
+        features = work_of([step(0, 1, *(rows[name] for name in sorted(subset)))]).step_features[0]
+        prefill_s = float(features @ TIME) - TIME[1]
+        return float(ENERGY[0] * seconds(prefill_s) + features[1:] @ ENERGY[1:])
+
+    return value
+
+
+games = st.dictionaries(st.sampled_from("abcd"), scheduled, min_size=1, max_size=4)
+
+
+def divided(rows: dict[str, Scheduled], seconds: Callable[[float], float]) -> tuple[dict[str, float], dict[str, float]]:
+    """What we charge for a step, and the brute-force Shapley values of the same step."""
+    rows = {name: dataclasses.replace(row, request_id=name) for name, row in rows.items()}
+    value = step_value(rows, seconds)
+    features = work_of([step(0, 1, *rows.values())]).step_features[0]
+    length_ms = seconds(float(features @ TIME) - TIME[1]) * 1000
+    one = step(0, length_ms, *rows.values())
+    shares = settle(value(frozenset(rows)), [one], 0, length_ms).shares
+    return {name: share.energy_j for name, share in shares.items()}, shapley(list(rows), value)
+
+
+@given(games)
+def test_where_time_is_linear_the_shares_are_shapleys(rows: dict[str, Scheduled]) -> None:
+    ours, exact = divided(rows, lambda prefill_s: 0.01 + prefill_s)
+    assert ours == {
+        name: pytest.approx(share, rel=1e-4) for name, share in exact.items()
+    }  # instants are whole nanoseconds
+
+
+def test_under_a_roofline_the_shares_are_near_shapleys() -> None:
+    """Time is the longer of reading the weights (10 ms) and computing: the rule's largest error over many small steps."""
+    rng = np.random.default_rng(1)
+    errors = []
+    for _ in range(300):
+        rows = {
+            name: Scheduled(name, int(rng.integers(1, 400)), 0)
+            if rng.random() < 0.4
+            else decode(name, int(rng.integers(1, 3000)))
+            for name in "abcd"[: rng.integers(2, 5)]
+        }
+        ours, exact = divided(rows, lambda prefill_s: max(0.01, prefill_s))
+        total_j = sum(exact.values())
+        errors.append(sum(abs(ours[name] - exact[name]) for name in rows) / total_j)
+    assert float(np.mean(errors)) < ROOFLINE_MEAN_ERROR
+    assert max(errors) < ROOFLINE_WORST_ERROR
