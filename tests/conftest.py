@@ -7,8 +7,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.serving.real_server import RealServer
+
+# Properties are about what comes out, not about how soon: a busy machine takes its time.
+settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("unhurried")
 
 KINDS = {"unit", "engine", "server", "boot", "gpu"}
 
