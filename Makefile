@@ -18,7 +18,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 export PIP_CONSTRAINT := $(abspath constraints.txt)
 
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-unit test-engine slow lint format types docs check clean
+.PHONY: help install demo gpu-check test test-unit test-engine slow lint format types docs check clean
 
 help:  ## say what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1 \2/p' $(MAKEFILE_LIST) | awk '{ printf "  make %-12s", $$2; $$1 = $$2 = ""; print }'
@@ -27,6 +27,11 @@ install: $(CORE)  ## install etameter into .venv
 
 demo: $(CORE)  ## meter a real vLLM server (MODEL=, URL=, PROFILE= choose)
 	@$(BIN)/etameter demo $(DEMO_OPTIONS)
+
+gpu-check: $(CORE)  ## check the meter on this machine's GPU, 6 minutes (VLLM=1 adds a server)
+	@$(BIN)/python -c 'import torch' 2> /dev/null || \
+		{ echo "etameter: $(VENV) has no torch: run $(BIN)/pip install torch" >&2; exit 2; }
+	@$(BIN)/python -m etameter.gpu_check $(if $(OUT),--out $(OUT)) $(if $(SECONDS),--seconds $(SECONDS)) $(if $(VLLM),--server)
 
 test: test-unit test-engine  ## run all tests that need no GPU
 

@@ -574,13 +574,14 @@ def _diagnosis(machine: list[Check], gpus: list[GpuChecks]) -> Diagnosis:
 
 def as_text(diagnosis: Diagnosis) -> str:
     """For a terminal: a line a finding, with its remedy below it where there is one."""
-    lines = [f"etameter {diagnosis.etameter}", "", "machine", *_lines(diagnosis.machine)]
+    lines = [f"etameter {diagnosis.etameter}", "", "machine", *check_lines(diagnosis.machine)]
     for gpu in diagnosis.gpus:
-        lines += ["", f"{gpu.board_name}  {gpu.gpu_uuid}  source={gpu.source}", *_lines(gpu.checks)]
+        lines += ["", f"{gpu.board_name}  {gpu.gpu_uuid}  source={gpu.source}", *check_lines(gpu.checks)]
     return "\n".join([*lines, "", diagnosis.verdict])
 
 
-def _lines(checks: Iterable[Check]) -> Iterator[str]:
+def check_lines(checks: Iterable[Check]) -> Iterator[str]:
+    """A line a finding, and one for its remedy."""
     for check in checks:
         yield f"  {MARKS[check.verdict]:<3}{check.name.replace('_', ' '):<23}{check.finding}"
         if check.remedy:

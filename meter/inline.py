@@ -153,6 +153,15 @@ class Window:
         """What a step costs, as fitted in the window, by device."""
         return self.accounts.costs()
 
+    def energy_between(self, start_ns: int, end_ns: int) -> tuple[float, float] | None:
+        """Joules of all devices in a part of the window, and a bound of their error; None where a counter can't say."""
+        try:
+            parts = [timeline.energy_between(start_ns, end_ns) for timeline in self._timelines.values()]
+        except ValueError:
+            return None
+        energy_j, error_j = (sum(figures) for figures in zip(*parts, strict=True))
+        return (energy_j, error_j) if math.isfinite(error_j) else None
+
     def _device(self, counter: Counter) -> DeviceEnergy:
         timeline = self._timelines[counter.gpu_uuid]
         unknown = DeviceEnergy(counter.gpu_uuid, counter.scope, counter.source, None, math.inf)
