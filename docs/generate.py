@@ -26,7 +26,7 @@ def commands() -> str:
     assert isinstance(group, typer.core.TyperGroup)
     parts = [
         "# Commands\n",
-        "Exit codes: 0 done; 2 wrong use or environment, and one line on stderr says what to do; 130 interrupted.\n",
+        "Exit codes: 0 done; 2 wrong use or environment, and one line on stderr says what to do; 3 figures that are not as they should be; 4 not comparable; 130 interrupted.\n",
         _block(group.get_help(context)),
     ]
     for name in group.list_commands(context):

@@ -11,6 +11,7 @@ import typer
 from .errors import ConfigError, EtameterError
 
 REGRESSION = 3
+NOT_COMPARABLE = 4
 INTERRUPTED = 130
 
 app = typer.Typer(
@@ -30,7 +31,9 @@ SimulateGpu = Annotated[
 ]
 AllowSharedGpu = Annotated[
     bool | None,
-    typer.Option("--allow-shared-gpu", help="Meter GPUs split by MIG as a whole. Every figure then says source=shared."),
+    typer.Option(
+        "--allow-shared-gpu", help="Meter GPUs split by MIG as a whole. Every figure then says source=shared."
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object.")]
 
@@ -190,6 +193,32 @@ def replay(
     replayed = recording.replay(file)
     print(recording.as_json(replayed, receipt) if as_json else recording.report(replayed, receipt))
     return 0 if replayed.worst <= recording.SAME else REGRESSION
+
+
+@app.command()
+def verify(
+    url: Annotated[str, typer.Option(help="The server, started with etameter.")] = "http://127.0.0.1:8000",
+    meter_url: Annotated[str, typer.Option(help="Its meter.")] = "http://127.0.0.1:9430",
+    requests: Annotated[int, typer.Option(min=2, max=256, help="How many requests a phase has.")] = 8,
+    prompt_tokens: Annotated[int, typer.Option(min=1, help="Of each request.")] = 128,
+    output_tokens: Annotated[int, typer.Option(min=2, help="Of each request.")] = 64,
+    as_json: Json = False,
+) -> int:
+    """Send the same work alone and at once, and see whether the receipts add up.
+
+    For a server that nobody else uses meanwhile. Ends with 4 where somebody does, with 3 where the receipts do not add up.
+    """
+    import asyncio
+
+    from . import verify as verification
+
+    work = verification.Work(requests, prompt_tokens, output_tokens)
+    server, alone, at_once, verdict = asyncio.run(verification.measure(url.rstrip("/"), meter_url.rstrip("/"), work))
+    tell = verification.as_json if as_json else verification.report
+    print(tell(server, work, alone, at_once, verdict))
+    if not verdict.undisturbed:
+        return NOT_COMPARABLE
+    return 0 if verdict.good else REGRESSION
 
 
 @app.command()

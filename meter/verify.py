@@ -1,0 +1,273 @@
+"""`etameter verify`: the same work alone and at once on a running server, and whether its receipts add up.
+
+What must hold, and is measured: the receipts of all requests and the joules that nobody pays sum to what the counter says; requests of equal work
+pay alike; and a request's own work, beside the passes over the weights that it shares, costs the same alone and in company. What isn't additive,
+and must not be, is the shared part: it is what batching saves.
+"""
+
+import asyncio
+import json
+import math
+import random
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import aiohttp
+from prometheus_client.parser import text_string_to_metric_families
+
+from .conversation import Server, probe
+from .errors import EngineError
+
+LARGEST_GAP = 0.01
+"""Relative: receipts and counters are of the same settled intervals and may differ by rounding, and by requests that still ran."""
+
+_SETTLE_S = 30.0
+_POLL_S = 0.2
+_REQUEST_S = 900.0
+_TOKEN_IDS = (100, 1000)
+"""Tokens that any vocabulary has. Both phases draw their own, so that no prefix is cached."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What each request asks for."""
+
+    requests: int
+    prompt_tokens: int
+    output_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """The receipts of one phase, and what the meter's totals gained in it."""
+
+    counter_j: float
+    attributed_j: float
+    unassigned_j: float
+    finished: int
+    """Requests that ended in the phase, whoever sent them."""
+    receipts_j: tuple[float, ...]
+    errors_j: tuple[float, ...]
+    marginal_j: tuple[float, ...]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Relative figures: 0.01 is 1 %."""
+
+    gap_alone: float
+    """What the counter says less receipts and unassigned joules, over what it says."""
+    gap_at_once: float
+    spread_alone: float
+    """Standard deviation over mean of requests of equal work."""
+    spread_at_once: float
+    saving: float
+    """Of the joules that the requests took alone."""
+    own_work_alone_j: float | None
+    """Per request, without passes over the weights; None where the meter has no fit yet."""
+    own_work_at_once_j: float | None
+    additivity_error: float | None
+    """Difference of the two over the energy of a request alone."""
+    undisturbed: bool
+
+    @property
+    def good(self) -> bool:
+        return self.undisturbed and max(self.gap_alone, self.gap_at_once) <= LARGEST_GAP
+
+
+def judge(work: Work, alone: Phase, at_once: Phase, pass_j: float | None) -> Verdict:
+    """What two phases of the same work say. `pass_j` is the fitted cost of one pass over the weights.
+
+    Alone, each of a request's steps, one per output token, is a pass that is its own, so its marginal joules hold them all; at once hardly any is.
+    """
+    own_alone_j = own_at_once_j = additivity_error = None
+    if pass_j is not None:
+        own_alone_j = max(statistics.fmean(alone.marginal_j) - pass_j * work.output_tokens, 0.0)
+        own_at_once_j = statistics.fmean(at_once.marginal_j)
+        additivity_error = abs(own_at_once_j - own_alone_j) / statistics.fmean(alone.receipts_j)
+    return Verdict(
+        gap_alone=_gap(alone),
+        gap_at_once=_gap(at_once),
+        spread_alone=_spread(alone.receipts_j),
+        spread_at_once=_spread(at_once.receipts_j),
+        saving=1.0 - math.fsum(at_once.receipts_j) / math.fsum(alone.receipts_j),
+        own_work_alone_j=own_alone_j,
+        own_work_at_once_j=own_at_once_j,
+        additivity_error=additivity_error,
+        undisturbed=alone.finished == at_once.finished == work.requests,
+    )
+
+
+def _gap(phase: Phase) -> float:
+    return abs(phase.counter_j - math.fsum(phase.receipts_j) - phase.unassigned_j) / phase.counter_j
+
+
+def _spread(joules: Sequence[float]) -> float:
+    return statistics.stdev(joules) / statistics.fmean(joules) if len(joules) > 1 else 0.0
+
+
+async def measure(url: str, meter_url: str, work: Work) -> tuple[Server, Phase, Phase, Verdict]:
+    """Send the work to the server at `url`, one request after the other and then all at once.
+
+    Raises:
+        EngineError: no server with etameter in it, no meter at `meter_url`, or a request without a receipt.
+    """
+    server, metered = await probe(url)
+    if not metered:
+        raise EngineError(f"the server at {url} runs without etameter", "start it with `etameter serve MODEL`")
+    dice = random.Random(time.time_ns())  # noqa: S311  # prompts, not secrets
+    try:
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_REQUEST_S)) as session:
+            run = _Run(session, server, meter_url, work, dice)
+            alone = await run.phase(at_once=False)
+            at_once = await run.phase(at_once=True)
+            coefficients = (await run.totals()).passes_j
+    except (aiohttp.ClientError, TimeoutError) as error:
+        raise EngineError(
+            f"no answer ({error or type(error).__name__})", f"see that {url} and {meter_url} run"
+        ) from error
+    return server, alone, at_once, judge(work, alone, at_once, coefficients)
+
+
+@dataclass(frozen=True, slots=True)
+class _Totals:
+    counter_j: float
+    attributed_j: float
+    unassigned_j: float
+    finished: float
+    passes_j: float | None
+
+
+class _Run:
+    def __init__(
+        self, session: aiohttp.ClientSession, server: Server, meter_url: str, work: Work, dice: random.Random
+    ) -> None:
+        self._session, self._server, self._meter_url = session, server, meter_url
+        self._work, self._dice = work, dice
+
+    async def phase(self, *, at_once: bool) -> Phase:
+        before = await self._at_rest()
+        began_s = time.monotonic()
+        if at_once:
+            receipts = await asyncio.gather(*(self._ask() for _ in range(self._work.requests)))
+        else:
+            receipts = [await self._ask() for _ in range(self._work.requests)]
+        seconds = time.monotonic() - began_s
+        energies = [await self._settled(receipt_id) for receipt_id in receipts]
+        after = await self._at_rest()
+        return Phase(
+            counter_j=after.counter_j - before.counter_j,
+            attributed_j=after.attributed_j - before.attributed_j,
+            unassigned_j=after.unassigned_j - before.unassigned_j,
+            finished=round(after.finished - before.finished),
+            receipts_j=tuple(energy["energy_joules"] for energy in energies),
+            errors_j=tuple(energy["error_joules"] for energy in energies),
+            marginal_j=tuple(energy["marginal_joules"] for energy in energies),
+            seconds=seconds,
+        )
+
+    async def totals(self) -> _Totals:
+        """The meter's own sums, at this moment."""
+        async with self._session.get(f"{self._meter_url}/metrics") as response:
+            if response.status != 200:
+                raise EngineError(f"{self._meter_url}/metrics answers {response.status}", "name the meter's address")
+            text = await response.text()
+        sums: dict[str, float] = {}
+        passes = []
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                sums[sample.name] = sums.get(sample.name, 0.0) + sample.value
+                if sample.labels.get("coefficient") == "c_j":
+                    passes.append(sample.value)
+        return _Totals(
+            sums.get("etameter_gpu_energy_joules_total", 0.0),
+            sums.get("etameter_energy_joules_total", 0.0),
+            sums.get("etameter_unassigned_joules_total", 0.0),
+            sums.get("etameter_requests_total", 0.0),
+            math.fsum(passes) if passes else None,  # an engine's GPUs pass together
+        )
+
+    async def _at_rest(self) -> _Totals:
+        """The sums once a settled interval has gone by in which no request was charged."""
+        deadline_s = time.monotonic() + _SETTLE_S
+        last = await self.totals()
+        while time.monotonic() < deadline_s:
+            await asyncio.sleep(_POLL_S)
+            now = await self.totals()
+            if now.counter_j > last.counter_j and now.attributed_j == last.attributed_j:
+                return now
+            last = now
+        raise EngineError("the server doesn't come to rest", "verify while nobody else uses it")
+
+    async def _ask(self) -> str:
+        prompt = [self._dice.randrange(*_TOKEN_IDS) for _ in range(self._work.prompt_tokens)]
+        tokens = self._work.output_tokens
+        body = {"model": self._server.model, "prompt": prompt, "max_tokens": tokens, "min_tokens": tokens}
+        request = {**body, "ignore_eos": True, "temperature": 0.0}
+        async with self._session.post(f"{self._server.url}/v1/completions", json=request) as response:
+            answer = await response.json(content_type=None)
+            if response.status != 200:
+                said = " ".join(json.dumps(answer).split())[:300]
+                raise EngineError(f"the server refuses a request ({response.status}: {said})", "mend what it says")
+        with suppress(TypeError, KeyError):
+            return str((answer.get("energy") or {}).get("receipt_id") or answer["energy_receipt_id"])
+        raise EngineError("a response carries no receipt", "see that the meter runs")
+
+    async def _settled(self, receipt_id: str) -> Mapping[str, Any]:
+        deadline_s = time.monotonic() + _SETTLE_S
+        while time.monotonic() < deadline_s:
+            async with self._session.get(f"{self._meter_url}/energy/{receipt_id}") as response:
+                energy = (await response.json(content_type=None)).get("energy")
+            if energy is not None and energy["settled"]:
+                return dict(energy)
+            await asyncio.sleep(_POLL_S)
+        raise EngineError(f"receipt {receipt_id} does not settle", "see the meter's log and /health")
+
+
+def as_json(server: Server, work: Work, alone: Phase, at_once: Phase, verdict: Verdict) -> str:
+    """All of it, as one JSON object."""
+    told = {"url": server.url, "model": server.model, "work": asdict(work), "alone": asdict(alone)}
+    return json.dumps({**told, "at_once": asdict(at_once), "verdict": asdict(verdict), "good": verdict.good}, indent=1)
+
+
+def report(server: Server, work: Work, alone: Phase, at_once: Phase, verdict: Verdict) -> str:
+    """As a table for a person."""
+    rows = [
+        ("", "alone", "at once"),
+        ("counter", f"{alone.counter_j:.2f} J", f"{at_once.counter_j:.2f} J"),
+        ("receipts", f"{math.fsum(alone.receipts_j):.2f} J", f"{math.fsum(at_once.receipts_j):.2f} J"),
+        ("nobody pays", f"{alone.unassigned_j:.2f} J", f"{at_once.unassigned_j:.2f} J"),
+        ("sum is off by", f"{verdict.gap_alone:.3%}", f"{verdict.gap_at_once:.3%}"),
+        ("a request", _mean(alone.receipts_j, alone.errors_j), _mean(at_once.receipts_j, at_once.errors_j)),
+        ("equals differ by", f"{verdict.spread_alone:.1%}", f"{verdict.spread_at_once:.1%}"),
+        ("its own work", _joules(verdict.own_work_alone_j), _joules(verdict.own_work_at_once_j)),
+    ]
+    lines = [
+        f"{work.requests} requests of {work.prompt_tokens} prompt and {work.output_tokens} output tokens to {server.model} at {server.url}"
+    ]
+    lines += [f"{name:<18}{left:>20}{right:>20}" for name, left, right in rows]
+    lines.append(f"together they took {verdict.saving:.0%} less than one after the other")
+    if verdict.additivity_error is not None:
+        lines.append(
+            f"additivity error: own work differs by {verdict.additivity_error:.1%} of a request's energy alone"
+        )
+    if not verdict.undisturbed:
+        lines.append("other requests ran meanwhile: verify while nobody else uses the server")
+    elif not verdict.good:
+        lines.append(
+            f"the receipts do not add up to within {LARGEST_GAP:.0%}: please file a recording (etameter record)"
+        )
+    return "\n".join(lines)
+
+
+def _mean(joules: Sequence[float], errors: Sequence[float]) -> str:
+    return f"{statistics.fmean(joules):.2f} ± {statistics.fmean(errors):.2f} J"
+
+
+def _joules(joules: float | None) -> str:
+    return "not fitted yet" if joules is None else f"{joules:.2f} J"

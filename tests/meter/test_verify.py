@@ -1,0 +1,163 @@
+"""`etameter verify` against a small engine that writes a real ring, behind the endpoints that it asks, with a real meter beside it."""
+
+import asyncio
+import json
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from etameter import verify
+from etameter.errors import EngineError
+from etameter.serving.ring import RingWriter, Row
+from etameter.verify import Phase, Work, judge
+from tests.meter.test_daemon import lit_board, running, until
+
+pytestmark = pytest.mark.unit
+
+PASS_J, TOKEN_J = 2.0, 0.5
+WORK = Work(requests=4, prompt_tokens=32, output_tokens=16)
+
+
+def phase(passes_each: float, marginal_j: float, **changes: object) -> Phase:
+    paid_j = PASS_J * passes_each + TOKEN_J * WORK.output_tokens
+    made = Phase(4 * paid_j + 7.0, 4 * paid_j, 7.0, 4, (paid_j,) * 4, (0.1,) * 4, (marginal_j,) * 4, 1.0)
+    return replace(made, **changes)  # type: ignore[arg-type]
+
+
+ALONE = phase(16, PASS_J * 16 + TOKEN_J * 16)
+AT_ONCE = phase(4, TOKEN_J * 16)
+
+
+def test_work_that_costs_the_same_alone_and_in_company_is_additive() -> None:
+    verdict = judge(WORK, ALONE, AT_ONCE, PASS_J)
+    assert (verdict.own_work_alone_j, verdict.own_work_at_once_j) == (8.0, 8.0)
+    assert verdict.additivity_error == 0.0
+    assert verdict.saving == pytest.approx(1 - (8 + 8) / (32 + 8))
+    assert verdict.good
+    twice = judge(WORK, ALONE, phase(4, 2 * TOKEN_J * 16), PASS_J)
+    assert twice.additivity_error == pytest.approx(8 / 40)
+    assert judge(WORK, ALONE, AT_ONCE, None).additivity_error is None
+
+
+def test_receipts_that_do_not_add_up_and_neighbours_are_told() -> None:
+    missing = judge(WORK, ALONE, replace(AT_ONCE, counter_j=AT_ONCE.counter_j * 1.1), PASS_J)
+    assert not missing.good
+    assert missing.gap_at_once == pytest.approx(0.1 / 1.1)
+    assert missing.gap_alone == pytest.approx(0.0)
+    disturbed = judge(WORK, ALONE, replace(AT_ONCE, finished=5), PASS_J)
+    assert (disturbed.undisturbed, disturbed.good) == (False, False)
+    unequal = judge(WORK, ALONE, replace(AT_ONCE, receipts_j=(1.0, 2.0, 3.0, 2.0)), PASS_J)
+    assert unequal.spread_at_once == pytest.approx(0.408, abs=1e-3)
+
+
+@dataclass
+class Batcher:
+    """Runs what is asked of it in steps of 10 ms, all that is there in each."""
+
+    ring: RingWriter
+    running: dict[int, tuple[int, int, int, asyncio.Future[None]]] = field(default_factory=dict)
+    step: int = 0
+
+    async def run(self) -> None:
+        while True:
+            if not self.running:
+                await asyncio.sleep(0.005)
+                continue
+            rows: list[Row] = []
+            for number, (prompt, done, _, _) in self.running.items():
+                rows.append((number, 0, 1, 0, 0, 0, 0, prompt + done - 1, 0) if done else (number, prompt, *[0] * 7))  # type: ignore[arg-type]
+            self.ring.dispatch(self.step, time.monotonic_ns(), rows)
+            await asyncio.sleep(0.01)
+            self.ring.done(self.step, time.monotonic_ns())
+            self.step += 1
+            for number, *_ in rows:
+                prompt, done, wanted, answer = self.running[number]
+                self.running[number] = (prompt, done + 1, wanted, answer)
+                if done + 1 == wanted:
+                    self.ring.finish(number, time.monotonic_ns(), wanted, "length")
+                    del self.running[number]
+                    answer.set_result(None)
+
+    async def answer(self, prompt_tokens: int, output_tokens: int) -> web.Response:
+        receipt_id = uuid.uuid4().hex
+        number = self.ring.open_request(f"cmpl-{receipt_id}00000000", prompt_tokens, time.monotonic_ns())
+        ended = asyncio.get_running_loop().create_future()
+        self.running[number] = (prompt_tokens, 0, output_tokens, ended)
+        await ended
+        return web.json_response({"energy": {"receipt_id": receipt_id}, "choices": []})
+
+    async def models(self, _: web.Request) -> web.Response:
+        return web.json_response({"data": [{"id": "m"}]})
+
+    async def chat(self, _: web.Request) -> web.Response:
+        return await self.answer(5, 4)
+
+    async def complete(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        assert body["ignore_eos"] is True
+        assert body["min_tokens"] == body["max_tokens"]
+        return await self.answer(len(body["prompt"]), body["max_tokens"])
+
+
+@contextmanager
+def serving(directory: Path) -> Iterator[RingWriter]:
+    ring = RingWriter(directory / "ring", engine="engine-0", model="m", dtype="bfloat16")
+    yield ring
+    ring.close()
+
+
+async def verified(ring: RingWriter, meter_url: str, *, disturbed: bool = False) -> tuple[Phase, Phase, verify.Verdict]:
+    batcher = Batcher(ring)
+    application = web.Application()
+    routes = [web.get("/v1/models", batcher.models), web.post("/v1/chat/completions", batcher.chat)]
+    application.add_routes([*routes, web.post("/v1/completions", batcher.complete)])
+    runner = web.AppRunner(application)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    stepping = asyncio.create_task(batcher.run())
+    url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    try:
+        neighbours = [asyncio.create_task(disturb(batcher))] if disturbed else []
+        server, alone, at_once, verdict = await verify.measure(url, meter_url, WORK)
+        await asyncio.gather(*neighbours)
+    finally:
+        stepping.cancel()
+        await runner.cleanup()
+    told = json.loads(verify.as_json(server, WORK, alone, at_once, verdict))
+    assert told["good"] is verdict.good
+    assert "m at http" in verify.report(server, WORK, alone, at_once, verdict)
+    return alone, at_once, verdict
+
+
+async def disturb(batcher: Batcher) -> None:
+    """Somebody else asks something as the first phase goes on."""
+    while batcher.step < 30:  # noqa: ASYNC110  # nothing tells
+        await asyncio.sleep(0.01)
+    await batcher.answer(10, 10)
+
+
+@pytest.mark.parametrize("disturbed", [False, True], ids=["alone", "with a neighbour"])
+def test_a_server_is_verified(tmp_path: Path, disturbed: bool) -> None:
+    with lit_board(tmp_path) as board, running(tmp_path, board.environment()) as meter, serving(tmp_path) as ring:
+        until(lambda: json.loads(meter.get("/health")[1])["engine"])
+        meter_url = f"http://127.0.0.1:{meter.port}"
+        alone, at_once, verdict = asyncio.run(verified(ring, meter_url, disturbed=disturbed))
+    assert verdict.undisturbed is not disturbed
+    if not disturbed:
+        assert verdict.good
+        assert max(verdict.gap_alone, verdict.gap_at_once) < 1e-6
+        assert 0.4 < verdict.saving < 0.95  # four requests in the steps of one
+        assert alone.finished == at_once.finished == WORK.requests
+        assert verdict.spread_at_once < 0.1
+
+
+def test_a_server_without_a_meter_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="does not answer"):
+        asyncio.run(verify.measure("http://127.0.0.1:9", "http://127.0.0.1:9", WORK))
