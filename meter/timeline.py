@@ -24,6 +24,9 @@ WIDTHS_PER_INTERVAL = 4
 """An interval is at least so many half-widths of its last edge long: a stalled call smears an edge over seconds, and an
 interval that ended there would charge the wrong steps."""
 
+WIDTHS_PER_MARK = 5
+"""An edge counts for the energy between two instants if its neighbours are at least so many half-widths apart."""
+
 IMPLAUSIBLE = 1.2
 """Mean power above the power limit by more than this factor isn't a measurement."""
 
@@ -155,9 +158,18 @@ class Timeline:
             self._distances_ns.append(distance_ns)
         before = self._marks[-1]
         spent_mj = before.spent_mj + found.energy_mj - last.energy_mj
+        self._drop_if_smeared(found.t_ns)
         self._marks.append(_Mark(found.t_ns, found.half_width_ns, spent_mj, before.epoch))
         if found.t_ns - start.t_ns >= max(self._min_interval_ns, WIDTHS_PER_INTERVAL * found.half_width_ns):
             self._close(start, found)
+
+    def _drop_if_smeared(self, next_ns: int) -> None:
+        """An edge whose instant is known no better than the guess between its neighbours only misleads."""
+        if len(self._marks) < 2:
+            return
+        before, smeared = self._marks[-2], self._marks[-1]
+        if before.epoch == smeared.epoch and WIDTHS_PER_MARK * smeared.half_width_ns > next_ns - before.t_ns:
+            self._marks.pop()
 
     @property
     def _too_long_ns(self) -> int:

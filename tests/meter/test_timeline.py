@@ -137,6 +137,14 @@ def test_a_reset_after_a_standstill_begins_where_that_ended() -> None:
     ]
 
 
+def test_a_smeared_edge_does_not_bend_the_line_between_its_neighbours() -> None:
+    timeline = Timeline(GPU)
+    for one in [*steady(5), edge(450, 100_000, 50), *steady(3, from_ms=600)]:  # published at 500 ms, seen at once after
+        timeline.add(one)
+    for at_ms in (410, 450, 500, 590):
+        assert timeline.energy_between(10 * MS, at_ms * MS)[0] == pytest.approx((at_ms - 10) * 0.2)
+
+
 def test_a_failed_read_makes_the_interval_around_it_missing() -> None:
     found: list[Finding] = [*steady(6), ReadFailure(GPU, 520 * MS, "gpu_lost"), *steady(3, from_ms=600)]
     timeline = Timeline(GPU)
