@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from etameter.attribution import BUBBLE_NS, Settlement, Share, attribute, foresee
-from etameter.costs import TERMS, CostFit, Costs, prior, work_of
+from etameter.costs import EPOCH_CHANGE, TERMS, CostFit, Costs, prior, work_of
 from etameter.ledger import RequestRow, Resume
 from etameter.records import (
     Balance,
@@ -39,6 +39,15 @@ READ_MARGIN_NS = 20_000_000
 """A record is visible so soon after the instant it carries."""
 FIT_EVERY_INTERVALS = 20
 NO_COVARIANCE = np.zeros((len(TERMS), len(TERMS)))
+KEPT_FITS = 64
+FIT_DETAILS = (
+    "quantization",
+    "kv_cache_dtype",
+    "tensor_parallel_size",
+    "pipeline_parallel_size",
+    "data_parallel_size",
+    "vllm_version",
+)
 MAX_ANNOUNCED = 65_536
 UNLABELLED = "unlabelled"
 """The arm of a request of which no middleware spoke."""
@@ -104,9 +113,10 @@ class Accounts:
     """Settles the energy of `devices` on the requests of one engine."""
 
     def __init__(self, devices: Sequence[Device], boot_id: str, resume: Resume | None = None) -> None:
-        """`resume` is of an earlier meter; it is of no use after a reboot, and is then ignored."""
+        """`resume` is of an earlier meter; after a reboot nothing of it is of use but its fits."""
         self._boot_id = boot_id
         self._resume = resume if resume is not None and resume.boot_id == boot_id else None
+        self._fits = dict(resume.coefficients) if resume is not None else {}
         edges = {edge.gpu_uuid: edge for edge in self._resume.last_edges} if self._resume else {}
         frontiers = self._resume.frontier_ns if self._resume else {}
         self._gpus = {
@@ -163,9 +173,11 @@ class Accounts:
             self._gpus = {uuid: gpu for uuid, gpu in self._gpus.items() if uuid in header.gpu_uuids}
         for uuid, gpu in self._gpus.items():
             if gpu.fit.costs.intervals == 0:
-                fitted = self._resume.coefficients.get(uuid) if self._resume else None
+                fitted = self._fits.get(fit_key(uuid, header))
                 shape = shape_of({} if gpu.device.kind == "simulated" else header.details)
-                gpu.fit = CostFit(prior(*fitted) if fitted else roofline_prior(board_of(gpu.device.board_name), shape))
+                gpu.fit = CostFit(
+                    prior(*fitted, EPOCH_CHANGE) if fitted else roofline_prior(board_of(gpu.device.board_name), shape)
+                )
 
     def close_engine(self, now_ns: int) -> None:
         """The engine is gone: its requests are over."""
@@ -446,21 +458,28 @@ class Accounts:
         assembler.missing[:] = [span for span in assembler.missing if span.end_ns > horizon_ns]
 
     def _where(self, assembler: StepAssembler) -> Resume:
+        for uuid, costs in self.costs().items():
+            if costs.intervals:
+                key = fit_key(uuid, assembler.header)
+                self._fits.pop(key, None)  # the latest stands last
+                self._fits[key] = costs.energy.tolist(), costs.time_s.tolist()
         return Resume(
             boot_id=self._boot_id,
             ring_created_ns=assembler.header.created_ns,
             frontier_ns={uuid: gpu.frontier_ns for uuid, gpu in self._gpus.items() if gpu.frontier_ns is not None},
             last_edges=tuple(gpu.settled_edge for gpu in self._gpus.values() if gpu.settled_edge is not None),
-            coefficients={
-                uuid: (costs.energy.tolist(), costs.time_s.tolist())
-                for uuid, costs in self.costs().items()
-                if costs.intervals
-            },
+            coefficients=dict(list(self._fits.items())[-KEPT_FITS:]),
         )
 
 
 def _touches(spans: Iterable[Missing], start_ns: int, end_ns: int) -> bool:
     return any(span.start_ns < end_ns and span.end_ns > start_ns for span in spans)
+
+
+def fit_key(gpu_uuid: str, header: RingHeader) -> str:
+    """What coefficients depend on beside the board's conditions: an engine that agrees in all of it may start with the last one's fit."""
+    details = (str(header.details.get(name, "")) for name in FIT_DETAILS)
+    return "|".join([gpu_uuid, header.model, header.dtype, *details])
 
 
 def _lost(row: RequestRow, now_ns: int) -> RequestRow:

@@ -72,7 +72,7 @@ class Resume:
     frontier_ns: Mapping[str, int]
     last_edges: tuple[Edge, ...]
     coefficients: Mapping[str, tuple[list[float], list[float]]]
-    """Fitted energy and time coefficients by GPU: the next fit's prior."""
+    """Fitted energy and time coefficients by `accounts.fit_key`: the prior of an engine that agrees in it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,13 +3,13 @@
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, replace, replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from etameter.accounts import METHOD, PARTIAL_METHOD, Accounts, Batch, Device
+from etameter.accounts import METHOD, PARTIAL_METHOD, Accounts, Batch, Device, fit_key
 from etameter.ledger import RequestRow
 from etameter.records import Conditions, Edge, Finding, ReadFailure
 from etameter.serving.ring import Dispatch, Done, Finish, Introduction, Lost, Record, RingHeader, Row
@@ -145,9 +145,7 @@ def device(name: str = "GPU-0") -> Device:
     return Device(name, "nvml", "measured", "NVIDIA H100 80GB HBM3")
 
 
-def feed(
-    accounts: Accounts, books: Books, engine: Engine, edges: Sequence[Finding], piece_ns: int = 250 * MS
-) -> None:
+def feed(accounts: Accounts, books: Books, engine: Engine, edges: Sequence[Finding], piece_ns: int = 250 * MS) -> None:
     """Edges and records as they come: piece by piece, settling after each."""
     records, at = list(engine.records), 0
     for now_ns in range(piece_ns, engine.now_ns + 2_000 * MS, piece_ns):
@@ -370,6 +368,24 @@ def test_another_power_cap_opens_a_new_epoch_of_the_fit() -> None:
     accounts.changed([Conditions("GPU-0", engine.now_ns, (350_000,)), Conditions("GPU-none", 0, ())])
     assert learned.intervals > 100
     assert accounts._gpus["GPU-0"].fit.fit() is learned  # too few intervals yet in the new epoch
+
+
+def test_the_next_engine_of_the_same_kind_starts_with_the_last_ones_fit() -> None:
+    engine = long_run()
+    books = metered(engine, list(engine.edges("GPU-0")))
+    resume = replace(books.batches[-1].resume, boot_id="an earlier boot")
+    learned = resume.coefficients[fit_key("GPU-0", header())]
+    same, other = Accounts([device()], "boot", resume), Accounts([device()], "boot", resume)
+    same.open_engine(header(7))
+    other.open_engine(replace(header(7), dtype="float16"))
+    assert same.costs()["GPU-0"].energy.tolist() == learned[0]
+    assert other.costs()["GPU-0"].energy.tolist() != learned[0]
+    assert same.costs()["GPU-0"].intervals == 0
+    same.found(engine.edges("GPU-0"))
+    same.steps(engine.records, engine.now_ns + 1_000 * MS)
+    batch = same.settle()
+    assert batch is not None
+    assert batch.balances[0][0].start_ns == PERIOD_NS  # nothing else of the earlier meter was believed
 
 
 def test_requests_of_an_engine_that_died_are_closed() -> None:
