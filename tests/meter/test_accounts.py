@@ -3,7 +3,7 @@
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace, replace
+from dataclasses import dataclass, field, replace
 
 import pytest
 from hypothesis import given, settings
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from etameter.accounts import METHOD, PARTIAL_METHOD, Accounts, Batch, Device, fit_key
 from etameter.ledger import RequestRow
-from etameter.records import Conditions, Edge, Finding, ReadFailure
+from etameter.records import Conditions, Edge, Finding
 from etameter.serving.ring import Dispatch, Done, Finish, Introduction, Lost, Record, RingHeader, Row
 
 pytestmark = pytest.mark.unit
