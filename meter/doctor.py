@@ -4,49 +4,52 @@ Each finding is a `Check` with a verdict and, where it isn't good, a remedy. Not
 """
 
 import json
-import math
 import os
 import re
 import shlex
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
-from itertools import pairwise
 from pathlib import Path
-from typing import Literal
 
 from etameter import config
 from etameter.bursts import Burst, Response, response
 from etameter.counters import Counter, nvml, rapl
 from etameter.counters.nvml_facts import Facts, Informant
 from etameter.errors import CounterError, EngineError
+from etameter.findings import (
+    FAST_POLL_NS,
+    POLL_NS,
+    Check,
+    Diagnosis,
+    GpuChecks,
+    Seen,
+    as_text,
+    compare_gain,
+    counter_check,
+    diagnosis_of,
+    fact_checks,
+    idle_check,
+    lag_check,
+    neighbours_check,
+    polling_check,
+    power_between,
+    power_check,
+    timing_checks,
+)
 from etameter.records import Edge
 from etameter.sampler import EdgeFinder
 
-Verdict = Literal["good", "note", "bad", "unknown"]
-MARKS: Mapping[Verdict, str] = {"good": "ok", "note": "!", "bad": "X", "unknown": "?"}
-
-POLL_NS = 5_000_000
-FAST_POLL_NS = 1_000_000
 POWER_POLL_NS = 10_000_000
 EDGE_WAIT_S = 2.0
 """A counter that doesn't move for so long stands still, as far as a meter is concerned."""
 ROUNDS = 3
-BLOCKING_NS = 2_000_000
-POLLING_MATTERS = 0.005
-"""Relative; smaller changes of the total are not worth a word."""
-SENSORS_DISAGREE = 0.05
-GAIN = 0.05
-"""What a board's own calibration may be off by, after arXiv 2312.02741; no software can see it."""
 RING_BYTES = 32 << 20
 HOST_PID_NAMESPACE = 0xEFFFFFFC
 """Inode of the first process id namespace: there NVML's process ids are those of /proc."""
@@ -54,57 +57,6 @@ BURSTS = ("-m", "etameter.serving.torch_load", "bursts")
 REFERENCE_PHASES = 6
 REFERENCE_PHASE_S = 20.0
 LOAD_START_S = 180.0
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One finding."""
-
-    name: str
-    verdict: Verdict
-    finding: str
-    remedy: str | None = None
-    figures: Mapping[str, float | int | str | bool | None] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class GpuChecks:
-    """What was found of one counter."""
-
-    gpu_uuid: str
-    board_name: str
-    source: str
-    checks: list[Check]
-
-
-@dataclass(frozen=True, slots=True)
-class Diagnosis:
-    """All that was found."""
-
-    etameter: str
-    can_measure: bool
-    verdict: str
-    machine: list[Check]
-    gpus: list[GpuChecks]
-
-    def as_dict(self) -> dict[str, object]:
-        return asdict(self)
-
-
-@dataclass(slots=True)
-class Seen:
-    """What polling one counter for a while showed."""
-
-    edges: list[Edge] = field(default_factory=list)
-    latencies_ns: list[int] = field(default_factory=list)
-    failures: Tally[str] = field(default_factory=Tally)
-    instant_w: list[float] = field(default_factory=list)
-    average_w: list[float] = field(default_factory=list)
-
-    @property
-    def mean_w(self) -> float | None:
-        """Between the first edge and the last; None without two, or over a reset."""
-        return _power_w(self.edges[0], self.edges[-1]) if len(self.edges) > 1 else None
 
 
 def run(*, seconds: float, burst: bool, reference: str | None, as_json: bool) -> int:
@@ -132,16 +84,16 @@ def examine(*, seconds: float, load: Sequence[str] | None = None, reference: str
     machine = machine_checks()
     with ExitStack() as opened:
         try:
-            counters: Sequence[Counter] = nvml.discover()
+            counters: Sequence[Counter] = nvml.discover(allow_shared=True)
         except CounterError as error:
             machine.append(Check("nvml", "bad", error.message, error.remedy, {"cause": error.cause}))
             if error.cause != "library_missing":
-                return _diagnosis(machine, [])
+                return diagnosis_of(version("etameter"), machine, [])
             try:
                 counters = rapl.discover()
             except CounterError as absent:
                 machine.append(Check("rapl", "bad", absent.message, absent.remedy, {"cause": absent.cause}))
-                return _diagnosis(machine, [])
+                return diagnosis_of(version("etameter"), machine, [])
         for counter in counters:
             opened.callback(counter.close)
         informants = {
@@ -150,7 +102,7 @@ def examine(*, seconds: float, load: Sequence[str] | None = None, reference: str
             if counter.kind != "rapl"
         }
         gpus = examine_counters(counters, informants, seconds, load, reference)
-    return _diagnosis(machine, gpus)
+    return diagnosis_of(version("etameter"), machine, gpus)
 
 
 def machine_checks() -> list[Check]:
@@ -180,8 +132,8 @@ def examine_counters(
         uuid = counter.gpu_uuid
         rates = [tuple(powers_w.get(uuid) for powers_w in totals_w) for totals_w in totals]
         checks = [
-            Check("counter", "good", f"{counter.kind}, scope {counter.scope}", None, {"scope": counter.scope}),
-            *(fact_checks(facts[uuid]) if uuid in facts else []),
+            counter_check(counter.kind, counter.scope),
+            *([*fact_checks(facts[uuid]), _neighbours(facts[uuid])] if uuid in facts else []),
             *timing_checks(idle[uuid]),
             polling_check(rates),
             idle_check(rates, facts.get(uuid)),
@@ -250,7 +202,7 @@ def quiet(counters: Sequence[Counter], seconds: float) -> dict[str, float]:
     first = _first_edges(counters)
     time.sleep(seconds)
     last = _first_edges(counters)
-    found = {uuid: _power_w(first[uuid], last[uuid]) for uuid in first.keys() & last.keys()}
+    found = {uuid: power_between(first[uuid], last[uuid]) for uuid in first.keys() & last.keys()}
     return {uuid: power_w for uuid, power_w in found.items() if power_w is not None}
 
 
@@ -270,12 +222,6 @@ def _first_edges(counters: Sequence[Counter]) -> dict[str, Edge]:
 
 def _powers(seen: Mapping[str, Seen]) -> dict[str, float]:
     return {uuid: one.mean_w for uuid, one in seen.items() if one.mean_w is not None}
-
-
-def _power_w(first: Edge, last: Edge) -> float | None:
-    if last.t_ns <= first.t_ns or last.energy_mj < first.energy_mj:
-        return None
-    return (last.energy_mj - first.energy_mj) * 1e6 / (last.t_ns - first.t_ns)
 
 
 @contextmanager
@@ -368,226 +314,6 @@ def watts_of(command: Sequence[str]) -> float:
     return float(number.group(1))
 
 
-# ---- judging (pure) ----
-
-
-def timing_checks(seen: Seen) -> list[Check]:
-    """How often the counter is published, what a call takes, and what that leaves of a short window."""
-    if seen.failures:
-        causes = ", ".join(f"{cause} ({count})" for cause, count in sorted(seen.failures.items()))
-        failing = [Check("reads", "bad", f"reads fail: {causes}", "see the cause in nvidia-smi and dmesg")]
-    else:
-        failing = []
-    if len(seen.edges) < 3:
-        message = f"the counter changed {len(seen.edges)} times only: it stands still"
-        return [*failing, Check("update_period", "bad", message, "look longer (--seconds), then reload the driver")]
-    distances_ms = [(after.t_ns - before.t_ns) / 1e6 for before, after in pairwise(seen.edges)]
-    period_ms = statistics.median(distances_ms)
-    spread_ms = statistics.median(abs(distance - period_ms) for distance in distances_ms)
-    half_width_ms = statistics.median(edge.half_width_ns for edge in seen.edges) / 1e6
-    latencies_us = sorted(latency / 1e3 for latency in seen.latencies_ns)
-    median_us, worst_us = statistics.median(latencies_us), latencies_us[-1]
-    high_us = latencies_us[int(0.99 * (len(latencies_us) - 1))]
-    blocks = high_us * 1e3 > BLOCKING_NS
-    edges_s = math.sqrt(2 / 3) * half_width_ms * 1e-3 * 1.96
-    return [
-        *failing,
-        Check(
-            "update_period",
-            "good" if period_ms < 120 else "note",
-            f"published every {period_ms:.1f} ms (± {spread_ms:.1f}), {len(seen.edges)} times seen",
-            None if period_ms < 120 else "requests shorter than this are told apart by the model alone",
-            {"period_ms": period_ms, "spread_ms": spread_ms, "edges": len(seen.edges)},
-        ),
-        Check(
-            "call_latency",
-            "note" if blocks else "good",
-            f"a read takes {median_us:.0f} µs (99 %: {high_us:.0f}, worst: {worst_us:.0f})",
-            "calls wait in the driver: stop other programs that poll this GPU" if blocks else None,
-            {"median_us": median_us, "p99_us": high_us, "worst_us": worst_us},
-        ),
-        Check(
-            "resolution",
-            "good" if edges_s < 0.01 else "note",
-            f"edges are known to ± {half_width_ms:.1f} ms: 10 s windows to {edges_s / 10:.2%}, 1 s windows to {edges_s:.1%}"
-            f" (95 %), beside lag and the board's gain (± {GAIN:.0%})",
-            None,
-            {"half_width_ms": half_width_ms, "error_10_s": edges_s / 10, "error_1_s": edges_s, "gain": GAIN},
-        ),
-    ]
-
-
-def polling_check(rates: Sequence[Sequence[float | None]]) -> Check:
-    """`rates` holds, for each round, the watts unpolled, polled, and polled fast."""
-    whole = [[watts for watts in row if watts is not None] for row in rates]
-    if len(whole) < 2 or any(len(row) != 3 for row in whole):
-        return Check("polling", "unknown", "whether polling changes the total could not be seen", "look again, idle")
-    quiet_w = statistics.fmean(row[0] for row in whole)
-    worst, uncertain, rate_ms = 0.0, 0.0, 0.0
-    for column, period_ns in ((1, POLL_NS), (2, FAST_POLL_NS)):
-        changes = [(row[column] - row[0]) / max(quiet_w, 1e-9) for row in whole]
-        change = statistics.fmean(changes)
-        error = statistics.stdev(changes) / math.sqrt(len(changes))
-        if abs(change) >= abs(worst):
-            worst, uncertain, rate_ms = change, error, period_ns / 1e6
-    matters = abs(worst) > max(POLLING_MATTERS, 3 * uncertain)
-    return Check(
-        "polling",
-        "note" if matters else "good",
-        f"polling every {rate_ms:g} ms changes the power by {worst:+.2%} (± {uncertain:.2%})",
-        "poll less often: [meter] poll_ms" if matters else None,
-        {"change": worst, "standard_error": uncertain, "poll_ms": rate_ms},
-    )
-
-
-def idle_check(rates: Sequence[Sequence[float | None]], facts: Facts | None) -> Check:
-    """What it draws while nobody polls; idle only where nobody is known to use it."""
-    watts = [row[0] for row in rates if row and row[0] is not None]
-    if not watts:
-        return Check("idle_power", "unknown", "no power could be taken from the counter", None)
-    mean_w = statistics.fmean(watts)
-    used = bool(facts and facts.processes)
-    words = f"{mean_w:.1f} W" + (" now, with processes on the GPU" if used else ", nothing known to run")
-    return Check("idle_power", "note" if used else "good", words, None, {"power_w": mean_w, "in_use": used})
-
-
-def power_check(seen: Seen) -> Check:
-    """The counter against the mean of the power sensor over the same time."""
-    counter_w = seen.mean_w
-    sensor = seen.instant_w or seen.average_w
-    if counter_w is None or not sensor or statistics.fmean(sensor) <= 0:
-        return Check("counter_against_power", "unknown", "there is no power reading to compare the counter with", None)
-    power_w = statistics.fmean(sensor)
-    ratio = counter_w / power_w
-    disagree = abs(ratio - 1) > SENSORS_DISAGREE
-    return Check(
-        "counter_against_power",
-        "bad" if disagree else "good",
-        f"counter {counter_w:.1f} W, power readings {power_w:.1f} W: ratio {ratio:.3f}",
-        "repeat it idle; if it stays, compare with a BMC or PDU: --reference" if disagree else None,
-        {"counter_w": counter_w, "power_w": power_w, "ratio": ratio, "instant": bool(seen.instant_w)},
-    )
-
-
-def lag_check(answer: Response | None, *, asked: bool) -> Check:
-    """How late the counter is, and whether it sees everything."""
-    if answer is None:
-        words = "the bursts don't show in the counter" if asked else "a steady load can't tell the publishing lag"
-        return Check("lag", "unknown", words, None if asked else "run doctor --burst (needs torch), or make gpu-check")
-    if answer.seen < 1:
-        return Check(
-            "lag",
-            "bad",
-            f"the counter sees the last {answer.seen:.0%} of each update period only",
-            "energy of short bursts is wrong on this board: average over many of them",
-            asdict(answer),
-        )
-    return Check(
-        "lag",
-        "good",
-        f"published {answer.lag_ns / 1e6:.0f} ms late (± {answer.lag_error_ns / 1e6:.0f}); sees the whole period",
-        None,
-        asdict(answer),
-    )
-
-
-def compare_gain(edges: Sequence[Sequence[Edge]], bursts: Sequence[Burst], rows: Sequence[tuple[int, float]]) -> Check:
-    """ΔP of the counters over ΔP of the reference, from the second half of each phase: slow sensors have settled by then."""
-    phases = [(burst.start_ns, burst.end_ns) for burst in bursts]
-    phases += [(before.end_ns, after.start_ns) for before, after in pairwise(bursts)]
-    points = []
-    for start_ns, end_ns in phases:
-        middle_ns = (start_ns + end_ns) // 2
-        there = [watts for t_ns, watts in rows if middle_ns <= t_ns < end_ns]
-        inside = [[edge for edge in one if middle_ns <= edge.t_ns < end_ns] for one in edges]
-        powers = [_power_w(one[0], one[-1]) for one in inside if len(one) > 1]
-        if there and len(powers) == len(edges) and None not in powers:
-            points.append((sum(power for power in powers if power is not None), statistics.fmean(there)))
-    if len(points) < 3 or max(points)[0] - min(points)[0] < 1:
-        return Check("gain", "unknown", "the reference and the counter have too little in common", "look again, longer")
-    line = statistics.linear_regression([there for _, there in points], [here for here, _ in points])
-    return Check(
-        "gain",
-        "note",
-        f"a watt more at the reference is {line.slope:.3f} W more in the counters; the reference also sees CPUs, fans and "
-        "the loss of the power supplies, so a sound counter lies below 1",
-        "to be read as the board's gain only where the reference measures that board alone",
-        {"slope": line.slope, "phases": len(points)},
-    )
-
-
-def fact_checks(facts: Facts) -> list[Check]:
-    """What the board's settings mean for measuring."""
-    checks = [Check("driver", "good", facts.driver, None, {"driver": facts.driver})]
-    if facts.driver.endswith(nvml.SIMULATED_DRIVER):
-        checks = [Check("driver", "note", f"{facts.driver}: a stand-in, every figure is simulated", None)]
-    if facts.persistence is False:
-        words = "persistence mode is off: the driver unloads when idle, and the counter starts again"
-        checks.append(Check("persistence", "note", words, "nvidia-smi -pm 1, as root"))
-    elif facts.persistence:
-        checks.append(Check("persistence", "good", "on"))
-    if facts.power_limit_w is not None:
-        low_w, high_w = facts.power_limit_range_w or (math.nan, math.nan)
-        lowered = facts.power_limit_range_w is not None and facts.power_limit_w < high_w
-        words = f"{facts.power_limit_w:.0f} W" + (f" (of {low_w:.0f} to {high_w:.0f})" if lowered else "")
-        checks.append(Check("power_limit", "good", words, None, {"power_limit_w": facts.power_limit_w}))
-    scopes = ", ".join(f"{scope} {watts:.1f} W" for scope, watts in facts.instant_power_w.items())
-    words = scopes or "no instantaneous power reading (field 186)"
-    checks.append(Check("power_scopes", "good" if scopes else "note", words, None, dict(facts.instant_power_w)))
-    if facts.throttles:
-        words, remedy = ", ".join(facts.throttles), "costs differ from those of a cool, uncapped board: cool it"
-        checks.append(Check("throttling", "note", words, remedy))
-    else:
-        checks.append(Check("throttling", "good", f"none; {facts.clock_mhz} of {facts.max_clock_mhz} MHz"))
-    checks.append(neighbours_check(facts.processes, host_ids=_host_process_ids()))
-    return checks
-
-
-def neighbours_check(processes: Sequence[int] | None, *, host_ids: bool) -> Check:
-    """Who else is on the GPU: their energy can't be told from ours but by the model."""
-    if processes is None:
-        return Check("neighbours", "unknown", "this user isn't told of the GPU's processes", "run doctor as root")
-    others = [pid for pid in processes if pid != os.getpid()]
-    if not others:
-        words = (
-            "no process is on the GPU" if host_ids else "NVML names no process; in a container it may not see others"
-        )
-        return Check("neighbours", "good" if host_ids else "unknown", words)
-    names = ", ".join(f"{pid} ({_command(pid) if host_ids else 'unknown'})" for pid in others)
-    return Check(
-        "neighbours", "note", f"on the GPU: {names}", "what isn't the metered engine's falls on its model_residual"
-    )
-
-
-def _diagnosis(machine: list[Check], gpus: list[GpuChecks]) -> Diagnosis:
-    broken = [check for gpu in gpus for check in gpu.checks if check.name == "update_period" and check.verdict == "bad"]
-    can_measure = bool(gpus) and len(broken) < len(gpus)
-    troubles = sum(check.verdict == "bad" for check in [*machine, *(check for gpu in gpus for check in gpu.checks)])
-    if not can_measure:
-        words = "this machine can't measure energy; `etameter demo` simulates a board"
-    else:
-        sources = "/".join(sorted({gpu.source for gpu in gpus}))
-        words = f"energy of {len(gpus)} device{'s' * (len(gpus) > 1)} can be metered, source={sources}"
-        words += f"; {troubles} finding{'s' * (troubles > 1)} to mend" if troubles else ""
-    return Diagnosis(version("etameter"), can_measure, words, machine, gpus)
-
-
-def as_text(diagnosis: Diagnosis) -> str:
-    """For a terminal: a line a finding, with its remedy below it where there is one."""
-    lines = [f"etameter {diagnosis.etameter}", "", "machine", *check_lines(diagnosis.machine)]
-    for gpu in diagnosis.gpus:
-        lines += ["", f"{gpu.board_name}  {gpu.gpu_uuid}  source={gpu.source}", *check_lines(gpu.checks)]
-    return "\n".join([*lines, "", diagnosis.verdict])
-
-
-def check_lines(checks: Iterable[Check]) -> Iterator[str]:
-    """A line a finding, and one for its remedy."""
-    for check in checks:
-        yield f"  {MARKS[check.verdict]:<3}{check.name.replace('_', ' '):<23}{check.finding}"
-        if check.remedy:
-            yield f"{'':28}{check.remedy}"
-
-
 # ---- the machine ----
 
 
@@ -634,6 +360,11 @@ def _host_process_ids() -> bool:
         return Path("/proc/self/ns/pid").stat().st_ino == HOST_PID_NAMESPACE
     except OSError:
         return False
+
+
+def _neighbours(facts: Facts) -> Check:
+    others = None if facts.processes is None else [pid for pid in facts.processes if pid != os.getpid()]
+    return neighbours_check(others, {pid: _command(pid) for pid in others or ()} if _host_process_ids() else None)
 
 
 def _command(pid: int) -> str:

@@ -21,11 +21,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from etameter import config, doctor, recording
+from etameter import config, doctor, findings, recording
 from etameter.accounts import Device
 from etameter.costs import TERMS
-from etameter.doctor import Check, Diagnosis
 from etameter.errors import EngineError, EtameterError
+from etameter.findings import Check, Diagnosis
 from etameter.inline import Window
 from etameter.recording import Recorder
 
@@ -266,7 +266,7 @@ def as_text(report: Report, file: Path) -> str:
         f"etameter {report.etameter} gpu-check, {report.made_at}, source={report.source}",
         "load: {shape} on {device}, {layers} layers, torch {torch}".format(**report.load),
         "",
-        *doctor.check_lines(report.checks),
+        *findings.check_lines(report.checks),
         "",
         f"  {'phase':<16}{'s':>7}{'requests':>10}{'prompt tok':>12}{'output tok':>12}{'J':>11}{'± J':>8}{'W':>8}{'J/out tok':>11}",
     ]
@@ -284,7 +284,7 @@ def as_text(report: Report, file: Path) -> str:
     if report.server is not None:
         lines += ["", "server: " + (report.server.get("failed") or "the demo ran; its figures are in report.json")]
     verdict = "the figures hold together" if report.sound else "the figures don't hold together: see what is marked X"
-    return "\n".join([*lines, "", doctor.as_text(report.doctor), "", f"{verdict}; recording: {file}"])
+    return "\n".join([*lines, "", findings.as_text(report.doctor), "", f"{verdict}; recording: {file}"])
 
 
 def main() -> None:

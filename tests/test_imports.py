@@ -26,6 +26,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"etameter.accounts"}),
     frozenset({"etameter.recording"}),
     frozenset({"etameter.bursts"}),
+    frozenset({"etameter.findings"}),
     frozenset({"etameter.daemon", "etameter.doctor", "etameter.inline"}),
     frozenset({"etameter.serving"}),
     frozenset({"etameter.prompts", "etameter.dashboards"}),

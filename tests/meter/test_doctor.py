@@ -10,10 +10,10 @@ from pathlib import Path
 import pynvml
 import pytest
 
-from etameter import doctor
+from etameter import doctor, findings
 from etameter.bursts import Burst
-from etameter.doctor import Check, Diagnosis, Seen
 from etameter.errors import EngineError
+from etameter.findings import Check, Diagnosis, Seen
 from etameter.records import Edge
 from tests.simnvml.board import Board, Call, Sensor
 
@@ -161,22 +161,24 @@ def test_a_meter_that_runs_is_named(tmp_path: Path) -> None:
 )
 def test_polling_that_changes_the_total(fast_w: float, verdict: str, change: float) -> None:
     noise_w = (0.0, 0.1, -0.1)
-    check = doctor.polling_check([(100.0, 100.0 + noise, fast_w - noise) for noise in noise_w])
+    check = findings.polling_check([(100.0, 100.0 + noise, fast_w - noise) for noise in noise_w])
     assert check.verdict == verdict
     assert check.figures["change"] == pytest.approx(change, abs=1e-9)
 
 
 def test_a_change_within_the_noise_is_no_change() -> None:
-    assert doctor.polling_check([(100.0, 104.0, 100.0), (100.0, 96.0, 100.0), (100.0, 103.0, 100.0)]).verdict == "good"
+    assert (
+        findings.polling_check([(100.0, 104.0, 100.0), (100.0, 96.0, 100.0), (100.0, 103.0, 100.0)]).verdict == "good"
+    )
 
 
 def test_no_total_no_verdict_on_polling() -> None:
-    assert doctor.polling_check([(None, 100.0, 100.0)] * 3).verdict == "unknown"
+    assert findings.polling_check([(None, 100.0, 100.0)] * 3).verdict == "unknown"
 
 
 def test_calls_that_block_are_noted() -> None:
     edges = [Edge("GPU-0", k * 100 * MS, 2 * MS, k * 1000) for k in range(10)]
-    found = {check.name: check for check in doctor.timing_checks(Seen(edges, [30_000] * 95 + [9 * MS] * 5))}
+    found = {check.name: check for check in findings.timing_checks(Seen(edges, [30_000] * 95 + [9 * MS] * 5))}
     assert found["call_latency"].verdict == "note"
     assert found["call_latency"].figures["worst_us"] == 9_000
     assert found["resolution"].figures["error_10_s"] == pytest.approx(1.96 * (2 / 3) ** 0.5 * 0.002 / 10)
@@ -190,7 +192,7 @@ def test_the_gain_against_a_reference() -> None:
         energy_mj += gpu_w * 1000
         edges.append(Edge("GPU-0", (t_s + 1) * SECOND, 0, energy_mj))
         rows.append((t_s * SECOND + SECOND // 2, 200.0 + gpu_w / 0.8))
-    check = doctor.compare_gain([edges], bursts, rows)
+    check = findings.compare_gain([edges], bursts, rows)
     assert check.figures["slope"] == pytest.approx(0.8, rel=0.01)
     assert check.figures["phases"] == 5
 
@@ -206,8 +208,24 @@ def test_a_reference_without_a_number_is_refused() -> None:
 
 
 def test_processes_are_named_only_where_their_ids_are_ours() -> None:
-    assert doctor.neighbours_check([], host_ids=True).verdict == "good"
-    assert doctor.neighbours_check([], host_ids=False).verdict == "unknown"
-    assert doctor.neighbours_check(None, host_ids=True).verdict == "unknown"
-    assert doctor.neighbours_check([os.getpid()], host_ids=True).verdict == "good"
-    assert doctor.neighbours_check([os.getppid()], host_ids=False).finding.endswith("(unknown)")
+    assert findings.neighbours_check([], {}).verdict == "good"
+    assert findings.neighbours_check([], None).verdict == "unknown"
+    assert findings.neighbours_check(None, {}).verdict == "unknown"
+    assert findings.neighbours_check([7, 8], {7: "python3"}).finding == "on the GPU: 7 (python3), 8 (gone)"
+    assert findings.neighbours_check([7], None).finding == "on the GPU: 7 (unknown)"
+
+
+def test_a_gpu_that_is_split_by_mig_is_examined_and_says_so(board: Board) -> None:
+    board.gpus[0].mig_current = 1
+    with board:
+        diagnosis = doctor.examine(seconds=0.1)
+    assert checks_of(diagnosis)["mig"].verdict == "bad"
+    assert "--allow-shared-gpu" in (checks_of(diagnosis)["mig"].remedy or "")
+
+
+def test_a_gpu_without_a_counter_is_estimated_and_says_so(board: Board) -> None:
+    board.fail(Call.ENERGY, pynvml.NVML_ERROR_NOT_SUPPORTED)
+    with board:
+        diagnosis = doctor.examine(seconds=0.1)
+    assert checks_of(diagnosis)["counter"].verdict == "note"
+    assert "source=estimated" in checks_of(diagnosis)["counter"].finding
