@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections import OrderedDict, deque
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import IO
 
@@ -284,15 +284,16 @@ class Meter:
             )
 
     def _resumable(self) -> Resume | None:
-        """Where the last meter stopped, if the engine that it metered still runs."""
+        """Where the last meter stopped; without place and time, and so for its fits only, unless the engine that it metered still runs."""
         resume = self._ledger.resume()
-        if resume is None or resume.boot_id != self._boot_id:
+        if resume is None:
             return None
         try:
             header = RingReader(self._ring_path).header
         except (FileNotFoundError, EngineError):
-            return None
-        return resume if header.created_ns == resume.ring_created_ns and alive(header.pid) else None
+            return replace(resume, boot_id="")
+        same_engine = header.created_ns == resume.ring_created_ns and alive(header.pid)
+        return resume if same_engine else replace(resume, boot_id="")
 
     def _advance(self) -> None:
         """Take in what is new, settle what can be, write it down."""
