@@ -94,8 +94,8 @@ def test_a_stand_in_stays_simulated_whatever_it_reads(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("missing", "least_edges"), [(Call.ENERGY, 20), (Call.ENERGY | Call.INSTANT, 3)])
 def test_estimated_energy_is_right_to_its_wider_bars(tmp_path: Path, missing: Call, least_edges: int) -> None:
-    sensors = {"power": Sensor(window_ns=AVERAGE_POWER.window_ns, phase_ns=41 * MS), "instant": INSTANT_POWER}
-    board = Board(tmp_path / "board", **sensors)
+    power = Sensor(window_ns=AVERAGE_POWER.window_ns, phase_ns=41 * MS)
+    board = Board(tmp_path / "board", power=power, instant=INSTANT_POWER)
     start_ns = now_ns()
     board.set_power_w(
         0, [(start_ns - 10**10, 100.0), *((start_ns + n * 700 * MS, 250.0 + 200 * (n % 2)) for n in range(40))]
