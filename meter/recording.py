@@ -340,7 +340,7 @@ class _Player:
     def _take(self, tag: str, fields: list[Any]) -> None:
         accounts = self._accounts
         match tag:
-            case "edge" | "failure":
+            case "edge" | "failure" | "standstill":
                 accounts.found([_SENSED[tag](*fields)])  # type: ignore[list-item]  # neither is Conditions
             case "conditions":
                 uuid, t_ns, values = fields

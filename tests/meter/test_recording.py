@@ -16,7 +16,7 @@ from etameter import recording
 from etameter.accounts import Accounts, Batch
 from etameter.ledger import RequestRow, Resume
 from etameter.recording import Recorder, RecordingError, receipt_name, replay
-from etameter.records import Conditions, Edge, ReadFailure
+from etameter.records import Conditions, Edge, Finding, ReadFailure, Standstill
 from etameter.serving.ring import Dispatch, Done, Introduction, Lost, Record, Row
 from tests.meter.test_accounts import MS, Books, Engine, device, feed, header
 
@@ -51,10 +51,11 @@ def name(each: Introduction) -> str:
 def record_all(file: Path, engine: Engine) -> Books:
     """A meter's life with everything in it: a restart of meter and engine, a lost GPU, a reset, another cap, lost records, drafts."""
     books = Books()
-    edges: list[Edge | ReadFailure] = [
+    edges: list[Finding] = [
         replace(edge, energy_mj=edge.energy_mj - 5_000_000 * (edge.t_ns > 4_000 * MS)) for edge in engine.edges("GPU-0")
     ]
     edges.insert(30, ReadFailure("GPU-0", 3_050 * MS, "gpu_lost"))
+    edges.insert(50, Standstill("GPU-0", edges[49].t_ns + 2 * MS))
     stale = Resume("an earlier boot", 5, {"GPU-0": 6}, (Edge("GPU-0", 6, 1, 7),), {"GPU-0": ([1.0] * 6, [0.1] * 6)})
     recorder = Recorder(file, [device()], "boot", stale, about={"counter": "nvml"})
     recorder.timelines()["GPU-0"].power_limit_w = 700.0
