@@ -129,7 +129,7 @@ async def measure(url: str, meter_url: str, work: Work) -> tuple[Server, Phase, 
             coefficients = (await run.totals()).passes_j
     except (aiohttp.ClientError, TimeoutError) as error:
         raise EngineError(
-            f"no answer ({error or type(error).__name__})", f"see that {url} and {meter_url} run"
+            f"no answer ({str(error) or type(error).__name__})", f"see that {url} and {meter_url} run"
         ) from error
     return server, alone, at_once, judge(work, alone, at_once, coefficients)
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from etameter.accounts import Accounts
 from etameter.ledger import Ledger
 from etameter.records import Edge
-from etameter.serving.ring import Dispatch, Done, RingReader, RingWriter
+from etameter.serving.ring import Dispatch, Done, Finish, RingReader, RingWriter
 from tests.meter.test_accounts import MS, Engine, device
 
 TICK_NS = 50 * MS
@@ -46,8 +46,8 @@ def lay_out(directory: Path, requests: int) -> tuple[Engine, list[Edge]]:
         elif isinstance(record, Done):
             ring.done(record.step_id, record.t_ns)
         else:
-            assert not isinstance(record, tuple) or hasattr(record, "number")
-            ring.finish(record.number, record.t_ns, record.output_tokens, record.reason)  # type: ignore[union-attr]
+            assert isinstance(record, Finish)
+            ring.finish(record.number, record.t_ns, record.output_tokens, record.reason)
     ring.close()
     return engine, engine.edges("GPU-0")
 
@@ -127,6 +127,9 @@ def main(directory: Path, kills: int, seed: int) -> None:
     balances = ledger._db.execute("SELECT start_ns, end_ns FROM balances ORDER BY end_ns").fetchall()
     rows, totals, resume = ledger.requests(), ledger.totals(), ledger.resume()
     assert resume is not None
+    introduced = [each for r in engine.records if isinstance(r, Dispatch) for each in r.introductions]
+    names = {each.number: each.request_id for each in introduced}
+    ended = {names[record.number]: record.t_ns for record in engine.records if isinstance(record, Finish)}
     first = next(edge for edge in edges if edge.t_ns == balances[0][0])
     told = {
         "left": left,
@@ -134,7 +137,7 @@ def main(directory: Path, kills: int, seed: int) -> None:
         "gaps": sum(later[0] != earlier[1] for earlier, later in pairwise(balances)),
         "requests": [row.record.request_id for row in rows],
         "settled": all(row.energy.settled for row in rows),
-        "usage": sorted(engine.usage),
+        "metered": sorted(request_id for request_id, end_ns in ended.items() if end_ns > first.t_ns),
         "measured_j": totals.measured_j,
         "counter_j": (resume.last_edges[0].energy_mj - first.energy_mj) / 1000,
         "requests_j": totals.requests_j,

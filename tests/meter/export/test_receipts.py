@@ -1,6 +1,8 @@
+from dataclasses import replace
+
 import pytest
 
-from etameter.export.receipts import energy_object, is_receipt_id
+from etameter.export.receipts import energy_object, is_measured, is_receipt_id
 from etameter.ledger import RequestRow
 from etameter.records import RequestEnergy, RequestRecord, Source
 
@@ -56,6 +58,14 @@ def test_several_prompts_of_one_response_are_summed_and_claim_no_more_than_their
 
 def test_one_output_token_has_no_energy_per_output_token() -> None:
     assert "wh_per_output_token" not in energy_object([row(0, decode_tokens=0)], "nvml")
+
+
+def test_what_ran_and_has_no_joule_was_not_measured() -> None:
+    unmetered = replace(row(0), energy=replace(row(0).energy, prompt_j=0.0, output_j=0.0))
+    assert not is_measured(unmetered)
+    assert is_measured(row(0))
+    assert is_measured(replace(unmetered, energy=replace(unmetered.energy, settled=False))), "it may still be"
+    assert is_measured(replace(unmetered, prefill_tokens=0, decode_tokens=0)), "it never ran, and took nothing"
 
 
 @pytest.mark.parametrize("text", ["", "0" * 31, "0" * 33, "G" * 32, "A" * 32, "../../" + "0" * 26, "0" * 32 + "\n"])
