@@ -12,10 +12,10 @@ import contextlib
 import json
 import math
 import os
-import select
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -90,7 +90,12 @@ class Meter:
     """One meter's process: it says that it is ready, waits for a line, meters a window and answers."""
 
     def __init__(self, name: str, board: Board, directory: Path) -> None:
-        environment = {**os.environ, **board.environment(), "ETAMETER_RUN": str(directory), "HOME": str(directory)}
+        tools = directory / "bin"  # codecarbon asks whether there is an nvidia-smi before it looks for GPUs
+        tools.mkdir(exist_ok=True)
+        if not (tools / "nvidia-smi").exists():
+            (tools / "nvidia-smi").symlink_to("/bin/true")
+        own = {"PATH": f"{tools}:/usr/bin:/bin", "ETAMETER_RUN": str(directory), "HOME": str(directory)}
+        environment = {**os.environ, **board.environment(), **own}
         self.process = subprocess.Popen(
             [sys.executable, *PEER, name, str(WINDOW_S)],
             env=environment,
@@ -101,12 +106,13 @@ class Meter:
         )
 
     def line(self, seconds: float) -> dict[str, Any]:
-        """The next thing that it says; an empty object where it dies or says nothing in time."""
+        """The next line of JSON that it prints, whatever else it prints; an empty object where it dies or takes longer."""
         assert self.process.stdout is not None
-        if not select.select([self.process.stdout], [], [], seconds)[0]:
-            return {}
-        text = self.process.stdout.readline()
-        return dict(json.loads(text)) if text.startswith("{") else {}
+        patience = threading.Timer(seconds, self.process.kill)
+        patience.start()
+        text = next((text for text in iter(self.process.stdout.readline, "") if text.startswith("{")), "{}")
+        patience.cancel()
+        return dict(json.loads(text))
 
     def begin(self) -> None:
         assert self.process.stdin is not None
