@@ -30,7 +30,7 @@ demo: $(CORE)  ## meter a real vLLM server (MODEL=, URL=, PROFILE= choose)
 
 gpu-check: $(CORE)  ## check the meter on this machine's GPU, 6 minutes (VLLM=1 adds a server)
 	@$(BIN)/python -c 'import torch' 2> /dev/null || \
-		{ echo "etameter: $(VENV) has no torch: run $(BIN)/pip install torch" >&2; exit 2; }
+		{ echo "etameter: $(VENV) has no torch: run $(BIN)/pip install torch, or name an environment that has it, VENV=" >&2; exit 2; }
 	@$(BIN)/python -m etameter.gpu_check $(if $(OUT),--out $(OUT)) $(if $(SECONDS),--seconds $(SECONDS)) $(if $(VLLM),--server)
 
 test: test-unit test-engine  ## run all tests that need no GPU

@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 
+import etameter
 from etameter.serving.ring import Dispatch, Done, RingReader
 from tests.serving.real_server import ENVIRONMENT
 from tests.serving.ring_log import Account, RingLog
+from tests.simnvml.board import Board, Sensor
 
 pytestmark = [pytest.mark.engine, pytest.mark.filterwarnings("default")]  # vLLM's and torch's warnings are theirs
 
@@ -125,6 +127,24 @@ def test_the_ring_describes_the_engine(small_cache: Engine) -> None:
     assert expected.items() <= header.details.items()
     assert 2 * 134e6 < int(header.details["weights_bytes"]) < 2 * 136e6
     assert "num_experts" not in header.details
+
+
+def test_a_window_around_an_offline_engine_says_what_each_request_cost(
+    small_cache: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ETAMETER_RING_DIR", str(small_cache.ring_path.parent))
+    board = Board(tmp_path / "board", energy=Sensor(period_ns=20_000_000))
+    board.set_power_w(0, [(0, 300.0)])
+    with board, etameter.window(engine="test") as w:
+        results = small_cache.generate(["one", f"two {STORY}", "three"], max_tokens=8, ignore_eos=True)
+    assert w.energy_j == pytest.approx(300.0 * w.seconds, abs=w.error_j + 0.002)
+    assert {row.record.request_id.partition("-")[0] for row in w.requests} == {
+        output.request_id.partition("-")[0] for output, _ in results
+    }
+    assert all(row.energy.settled and row.record.output_tokens == 8 for row in w.requests)
+    paid_j = sum(row.energy.energy_j for row in w.requests)
+    assert paid_j == pytest.approx(sum(balance.attributed_j for balance in w.balances), rel=1e-9)
+    assert paid_j > 0
 
 
 def test_preempted_requests_pay_for_their_recomputation(small_cache: Engine) -> None:
