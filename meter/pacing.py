@@ -7,6 +7,7 @@ expected edge, until the edge is seen. An edge outside its window widens the nex
 
 import statistics
 from collections import deque
+from dataclasses import replace
 from itertools import pairwise
 
 from etameter.records import Edge
@@ -39,7 +40,7 @@ class Pace:
         self._edges: deque[Edge] = deque(maxlen=LEARNT_EDGES)
         self._usual_ns = self._period_ns = self._expected_ns = 0.0
         self._window_ns = float(LEAST_WINDOW_NS)
-        self._last_ns = 0
+        self._last_ns = self._placed_ns = 0
         self._sure = 0
         self.missed_edges = 0
         """Edges that came while nobody looked: ahead of their guard, or while a read stalled."""
@@ -59,6 +60,20 @@ class Pace:
         self._edges.clear()
         self._usual_ns = self._period_ns = 0.0
         self._sure = 0
+
+    def place(self, edge: Edge) -> Edge:
+        """The edge at its likeliest instant, if it is wide: where it was expected, as far as the reads around it allow.
+
+        Its half-width grows by as much as the instant moves, so that it still holds all instants that the reads
+        allow; edges stay in order. To be asked of every edge before `see`.
+        """
+        low_ns, high_ns = edge.t_ns - edge.half_width_ns, edge.t_ns + edge.half_width_ns
+        t_ns = edge.t_ns
+        if self._period_ns and edge.half_width_ns > self._window_ns:
+            periods = max(0, round((t_ns - self._expected_ns) / self._period_ns))
+            t_ns = int(self._expected_ns + periods * self._period_ns)
+        self._placed_ns = t_ns = max(min(max(t_ns, low_ns), high_ns - 1), self._placed_ns + 1)
+        return replace(edge, t_ns=t_ns, half_width_ns=max(t_ns - low_ns, high_ns - t_ns))
 
     def see(self, edge: Edge) -> None:
         """Take in an edge, not earlier than the one before."""

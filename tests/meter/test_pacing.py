@@ -46,7 +46,7 @@ def play(published_ns: list[int], until_s: float, wake_up_ns: Callable[[], int] 
             value += 1
         edge = finder.see(now_ns, value, now_ns + CALL_NS)
         if edge is not None:
-            played.edges.append(edge)
+            played.edges.append(played.pace.place(edge))
             played.pace.see(edge)
             if played.pace.locked and played.locked_at is None:
                 played.locked_at = len(played.edges)
@@ -138,3 +138,27 @@ def test_after_failures_it_learns_anew() -> None:
     assert not pace.locked
     assert not pace.overdue(10**12, 5)
     assert pace.next_ns(0) == DENSE_NS
+
+
+def test_a_wide_edge_is_placed_where_it_was_expected_and_still_holds_every_instant() -> None:
+    pace = play(regular(100, 10), 10).pace
+    expected_ns = 10_033 * MS
+    wide = Edge("GPU-0", expected_ns - 30 * MS, 40 * MS, 1)
+    placed = pace.place(wide)
+    assert abs(placed.t_ns - expected_ns) < MS
+    assert placed.t_ns - placed.half_width_ns <= wide.t_ns - wide.half_width_ns
+    assert placed.t_ns + placed.half_width_ns >= wide.t_ns + wide.half_width_ns
+    early = Edge("GPU-0", expected_ns - 8 * MS, 6 * MS, 1)
+    assert play(regular(100, 10), 10).pace.place(early).t_ns == expected_ns - 2 * MS - 1
+    sharp = Edge("GPU-0", expected_ns + MS // 4, MS // 4, 1)
+    assert play(regular(100, 10), 10).pace.place(sharp) == sharp
+    assert Pace(DENSE_NS).place(wide) == wide
+
+
+def test_late_wake_ups_hardly_move_the_edges() -> None:
+    dice = random.Random(11)
+    played = play(regular(100, 60), 60, wake_up_ns=lambda: dice.choice([100_000] * 9 + [20 * MS]))
+    strays_ms = sorted(abs(edge.t_ns - played.published_ns[edge.energy_mj - 1]) / MS for edge in played.edges)
+    assert strays_ms[int(len(strays_ms) * 0.9)] < 4.0
+    assert all(before.t_ns < after.t_ns for before, after in pairwise(played.edges))
+    assert all(abs(each.t_ns - played.published_ns[each.energy_mj - 1]) <= each.half_width_ns for each in played.edges)
