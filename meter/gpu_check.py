@@ -9,6 +9,7 @@ import argparse
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -27,7 +28,9 @@ from etameter.costs import TERMS
 from etameter.errors import EngineError, EtameterError
 from etameter.findings import Check, Diagnosis
 from etameter.inline import Window
+from etameter.ledger import RequestRow
 from etameter.recording import Recorder
+from etameter.records import Balance
 
 LOAD = ("-m", "etameter.serving.torch_load")
 SECONDS = 240.0
@@ -99,17 +102,31 @@ def run(
     Raises:
         EtameterError: no counter, no torch, or no place for the files.
     """
+    with _fresh(out):
+        return _run(out, seconds, device, shape, look_s, bursts, server=server)
+
+
+@contextmanager
+def _fresh(out: Path) -> Iterator[None]:
+    """A directory that is gone again if the block fails."""
     try:
         out.mkdir(parents=True)
     except OSError as error:
         raise EtameterError(f"{out} can't be made ({error.strerror})", "name another with --out") from error
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(out)
+        raise
+
+
+def _run(out: Path, seconds: float, device: str, shape: str, look_s: float, bursts: int, *, server: bool) -> Report:
     load = [sys.executable, *LOAD]
     diagnosis = doctor.examine(seconds=look_s, load=[*load, "bursts", "--device", device, "--count", str(bursts)])
     if not diagnosis.can_measure:
-        worst = [check for check in diagnosis.machine if check.verdict == "bad"]
-        raise EtameterError(
-            diagnosis.verdict, worst[0].remedy or "see etameter doctor" if worst else "see etameter doctor"
-        )
+        found = [*diagnosis.machine, *(check for gpu in diagnosis.gpus for check in gpu.checks)]
+        worst = next(check for check in found if check.verdict == "bad")
+        raise EtameterError(f"nothing can be measured: {worst.finding}", worst.remedy or "see etameter doctor")
     file = out / "recording.zip"
     ring = config.ring_path(f"gpu-check-{os.getpid()}")
 
@@ -124,7 +141,7 @@ def run(
         ring.unlink(missing_ok=True)
     assert isinstance(window.accounts, Recorder)
     window.accounts.close()
-    checks, balance_j = judge(window, told, recording.replay(file))
+    checks, balance_j = judge(window.balances, window.requests, told, recording.replay(file))
     report = Report(
         etameter=version("etameter"),
         made_at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -178,19 +195,22 @@ def told_by(command: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
 
 
 def judge(
-    window: Window, told: Sequence[Mapping[str, Any]], replayed: recording.Replay
+    balances: Sequence[Balance],
+    requests: Sequence[RequestRow],
+    told: Sequence[Mapping[str, Any]],
+    replayed: recording.Replay,
 ) -> tuple[list[Check], dict[str, float]]:
     """Whether the figures hold together, and the balance in joules."""
-    measured_j = sum(one.measured_j for one in window.balances)
-    attributed_j = sum(one.attributed_j for one in window.balances)
-    idle_j = sum(one.idle_j for one in window.balances)
-    overhead_j = sum(one.engine_overhead_j for one in window.balances)
+    measured_j = sum(one.measured_j for one in balances)
+    attributed_j = sum(one.attributed_j for one in balances)
+    idle_j = sum(one.idle_j for one in balances)
+    overhead_j = sum(one.engine_overhead_j for one in balances)
     causes: dict[str, float] = {}
-    for one in window.balances:
+    for one in balances:
         for cause, joules in one.unattributed_j_by_cause.items():
             causes[cause] = causes.get(cause, 0.0) + joules
     lost_j = sum(causes.values())
-    receipts_j = math.fsum(row.energy.energy_j for row in window.requests)
+    receipts_j = math.fsum(row.energy.energy_j for row in requests)
     balance_j = {
         "measured": measured_j,
         "receipts": receipts_j,
@@ -200,11 +220,9 @@ def judge(
     }
     off_j = measured_j - receipts_j - idle_j - overhead_j - lost_j
     ran = sum(int(one.get("requests", 0)) for one in told)
-    settled = [row for row in window.requests if row.energy.settled]
+    settled = [row for row in requests if row.energy.settled]
     checks = [
-        _verdict(
-            "metered", measured_j > 0, f"{measured_j:.1f} J in {window.seconds:.0f} s", "see the findings of doctor"
-        ),
+        _verdict("metered", measured_j > 0, f"{measured_j:.1f} J", "see the findings of doctor"),
         _verdict(
             "balance",
             abs(off_j) <= ROUNDING * max(measured_j, 1.0),

@@ -10,6 +10,8 @@ import pytest
 
 from etameter import gpu_check, recording
 from etameter.errors import EngineError, EtameterError
+from etameter.ledger import RequestRow
+from etameter.records import Balance, RequestEnergy, RequestRecord
 from etameter.serving.ring import Dispatch, Done, RingReader
 from tests.simnvml.board import Board, Call, Sensor, now_ns
 
@@ -90,8 +92,33 @@ def test_a_counter_that_stands_still_ends_the_check(
 ) -> None:
     monkeypatch.setattr("etameter.doctor.EDGE_WAIT_S", 0.1)
     board.freeze(Call.ENERGY, time.monotonic_ns())
-    with pytest.raises(EtameterError, match="can't measure energy"):
+    with pytest.raises(EtameterError, match="nothing can be measured: the counter changed 0 times"):
         gpu_check.run(tmp_path / "out", 1.0, device="cpu", look_s=0.05, bursts=1)
+    assert not (tmp_path / "out").exists()
+
+
+def row(joules: float) -> RequestRow:
+    energy = RequestEnergy("r", joules, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, settled=True, method="m", source="simulated")
+    record = RequestRecord("r", None, "m", "a", 0, None, None, 1, 0, 1, "length")
+    return RequestRow("e", 0, 0, record, energy, 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("paid_j", "lost_j", "ran", "differing", "broken"),
+    [
+        (70.0, 0.4, 1, 0, set()),
+        (71.0, 0.4, 1, 0, {"balance"}),
+        (69.9, 0.5 + 1e-9, 1, 0, {"attributed"}),
+        (70.0, 0.4, 2, 0, {"requests"}),
+        (70.0, 0.4, 1, 1, {"replay"}),
+    ],
+)
+def test_what_does_not_hold_is_told(paid_j: float, lost_j: float, ran: int, differing: int, broken: set[str]) -> None:
+    balance = Balance("GPU-0", 0, 10, 100.0, 70.4 - lost_j, 29.6, 0.0, {"stale": lost_j})
+    replayed = recording.Replay({}, outcomes=5, differing=differing)
+    checks, balance_j = gpu_check.judge([balance], [row(paid_j)], [{}, {"requests": ran}], replayed)
+    assert {check.name for check in checks if check.verdict == "bad"} == broken
+    assert balance_j["unattributed_stale"] == lost_j
 
 
 def test_a_load_that_fails_says_why() -> None:
