@@ -100,7 +100,7 @@ class Recorder(Accounts):
             "versions": _versions(),
             "boot_id": boot_id,
             "devices": [asdict(device) for device in devices],
-            "resume": None if resume is None else json.loads(resume_text(resume)),
+            "resume": None if resume is None else _without_paths(json.loads(resume_text(resume))),
             "about": dict(about or {}),
         }
         try:
@@ -432,6 +432,15 @@ class _Names:
 def model_name(model: str) -> str:
     """The model without the directories of the machine that it was loaded from."""
     return model.rstrip("/").rpartition("/")[2] if model.startswith(("/", ".", "~")) else model
+
+
+def _without_paths(resume: dict[str, Any]) -> dict[str, Any]:
+    """Its fits under keys that name the models as the recording does (see `accounts.fit_key`)."""
+    fits = {}
+    for key, fit in resume["coefficients"].items():
+        gpu_uuid, *others = key.split("|")
+        fits["|".join([gpu_uuid, *map(model_name, others)])] = fit
+    return {**resume, "coefficients": fits}
 
 
 class _Rows:

@@ -110,7 +110,16 @@ def test_every_receipt_and_balance_comes_out_again_bit_for_bit(tmp_path: Path) -
     assert sum(balance.unattributed_j_by_cause.get("reset") is not None for balance in again.balances) == 1
     assert {row.record.finish_reason for row in again.rows} == {"length", "engine_lost"}
     assert again.measured_j == pytest.approx(again.requests_j + math.fsum(again.unassigned_j.values()), rel=1e-9)
+    written = events(tmp_path / "r.zip")
+    assert '["limit","GPU-0",700.0]' in written
+    assert any(line.endswith('[350000,null,["a",1]]]') for line in written)
+    assert {json.loads(line)[0] for line in written} >= {"arm", "conditions", "failure", "figure", "inherit", "open"}
     assert (again.health, again.manifest["about"]) == ({"polls": 123}, {"counter": "nvml"})
+
+
+def events(file: Path) -> list[str]:
+    with zipfile.ZipFile(file) as bundle:
+        return bundle.read("events.jsonl").decode().splitlines()
 
 
 def test_names_that_clients_chose_and_receipts_are_replaced(tmp_path: Path) -> None:
@@ -130,14 +139,15 @@ def test_a_restarted_meter_is_recorded_from_where_it_goes_on(tmp_path: Path) -> 
     engine, books = busy(), Books()
     edges = engine.edges("GPU-0")
     middle_ns = 4_020 * MS
+    at_home = replace(header(), model="/home/alice/models/m")
     first = Accounts([device()], "boot")
-    first.open_engine(header())
+    first.open_engine(at_home)
     first.found([edge for edge in edges if edge.t_ns <= middle_ns])
     first.steps([record for record in engine.records if at(record) <= middle_ns], middle_ns)
     books.write(first.settle())
     recorder = Recorder(tmp_path / "r.zip", [device()], "boot", books.batches[-1].resume)
     recorder.inherit([row for row in books.rows.values() if not row.energy.settled])
-    recorder.open_engine(header())
+    recorder.open_engine(at_home)
     recorder.found([edge for edge in edges if edge.t_ns > middle_ns])
     recorder.steps(engine.records, engine.now_ns + 1_000 * MS)
     batch = recorder.settle()
@@ -145,6 +155,8 @@ def test_a_restarted_meter_is_recorded_from_where_it_goes_on(tmp_path: Path) -> 
     assert batch is not None
     again = replay(tmp_path / "r.zip")
     assert again.identical
+    (fit,) = again.manifest["resume"]["coefficients"]
+    assert fit.startswith("GPU-0|m|bfloat16"), "the fit that it starts with, without the model's directories"
     assert [figures(row) for row in again.rows] == [figures(row) for row in batch.rows]
 
 
