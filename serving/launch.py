@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from itertools import zip_longest
 from os import environ
 from pathlib import Path
@@ -63,22 +63,23 @@ def _serve(model: str, options: Sequence[str], settings: config.Config, config_f
     if warning:
         _say(warning)
     server = engine_service(model, options, settings, sink=_pass_on)
-    try:
-        host, port = address(options)
-        with (
-            closing(ports.claim(host, port, _OTHER_PORT)),
-            Supervisor(_say, settings.serve.restart_backoff_s) as supervisor,
-        ):
-            start_metering(supervisor, settings, config_file)
-            supervisor.start(server)
-            supervisor.wait_ready(server, timeout_s=float("inf"))
-            meter = f"http://{settings.meter.host}:{settings.meter.port}"
-            _say(f"serving {model} on http://{host}:{port}, the meter is on {meter}")
-            while True:
-                supervisor.tend()
-                time.sleep(_POLL_S)
-    finally:
-        config.ring_path(settings.serve.engine).unlink(missing_ok=True)  # nobody writes or reads it any more
+    host, port = address(options)
+    ring = config.ring_path(settings.serve.engine)
+    with (
+        closing(ports.claim_ring(ring, "name this engine with --engine")),
+        closing(ports.claim(host, port, _OTHER_PORT)),
+        ExitStack() as left,
+        Supervisor(_say, settings.serve.restart_backoff_s) as supervisor,
+    ):
+        start_metering(supervisor, settings, config_file)
+        left.callback(ring.unlink, missing_ok=True)  # from here on it is ours, and in the end nobody's
+        supervisor.start(server)
+        supervisor.wait_ready(server, timeout_s=float("inf"))
+        meter = f"http://{settings.meter.host}:{settings.meter.port}"
+        _say(f"serving {model} on http://{host}:{port}, the meter is on {meter}")
+        while True:
+            supervisor.tend()
+            time.sleep(_POLL_S)
 
 
 def start_metering(

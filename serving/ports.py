@@ -1,12 +1,14 @@
-"""TCP ports, looked at before anything is started on them.
+"""What one server at a time may have: a TCP port, and the ring of an engine's name.
 
 vLLM binds its port seconds after its start, and lets others bind it too (SO_REUSEPORT): two servers on one port share its connections
 without a word. So a port is claimed first, by a name that only one process of this network can hold; the kernel drops
-it with the process.
+it with the process. A ring is claimed alike: a second engine of the name would put its own in the first one's place.
 """
 
+import hashlib
 import socket
 from contextlib import closing
+from pathlib import Path
 
 from etameter.errors import EngineError
 
@@ -36,17 +38,31 @@ def claim(host: str, port: int, remedy: str) -> socket.socket:
     Raises:
         EngineError: another etameter has it, or nothing could listen there.
     """
-    held = socket.socket(socket.AF_UNIX)
+    held = _hold(
+        f"port-{port}", f"port {port} is in use (by another etameter)", f"stop what listens there, or {remedy}"
+    )
     try:
-        try:
-            held.bind(f"\0etameter-port-{port}")
-        except OSError as error:
-            message = f"port {port} is in use (by another etameter)"
-            raise EngineError(message, f"stop what listens there, or {remedy}") from error
         check(host, port, remedy)
     except EngineError:
         held.close()
         raise
+    return held
+
+
+def claim_ring(path: Path, remedy: str) -> socket.socket:
+    """Keeps every other `etameter serve` from the ring for as long as the returned socket is open. Raises EngineError."""
+    name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()
+    return _hold(f"ring-{name}", f"{path} is the ring of another etameter serve", f"stop that one, or {remedy}")
+
+
+def _hold(name: str, message: str, remedy: str) -> socket.socket:
+    """Holds a name in the kernel; raises EngineError where another process has it."""
+    held = socket.socket(socket.AF_UNIX)
+    try:
+        held.bind(f"\0etameter-{name}")
+    except OSError as error:
+        held.close()
+        raise EngineError(message, remedy) from error
     return held
 
 

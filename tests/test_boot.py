@@ -23,6 +23,7 @@ from typing import Any
 
 import pytest
 
+from etameter.serving import ports
 from tests.serving.processes import wait_until, with_environment
 from tests.simnvml.board import Board, Call
 
@@ -143,6 +144,11 @@ def _meter_port_in_use(place: Place, stack: ExitStack) -> list[str]:
     return place.serve("--simulate-gpu", "h100")
 
 
+def _second_engine_of_the_name(place: Place, stack: ExitStack) -> list[str]:
+    stack.enter_context(ports.claim_ring(place.path / "etameter-engine-0.ring", ""))
+    return place.serve("--simulate-gpu", "h100")
+
+
 def _second_meter(place: Place, stack: ExitStack) -> list[str]:
     (place.path / "run").mkdir()
     lock = stack.enter_context((place.path / "run" / "meter.lock").open("w"))
@@ -230,6 +236,7 @@ FAULTS: list[tuple[Prepare, str]] = [
         r"port \d+ is in use \(Address already in use\): stop what listens there, or choose another with --port",
     ),
     (_meter_port_in_use, r"port \d+ is in use .*choose another with --meter-port"),
+    (_second_engine_of_the_name, r"engine-0\.ring is the ring of another .*: stop that one, or name .* --engine"),
     (_second_meter, "another meter .*: stop it, or set ETAMETER_RUN"),
     (_no_vllm, "vLLM is not installed here: pip install"),
     (_old_vllm, r"vLLM 0\.27\.1 is not supported: install one of 0\.28 to 0\.33"),
@@ -249,6 +256,9 @@ FAULTS: list[tuple[Prepare, str]] = [
 
 @pytest.mark.parametrize(("prepare", "line"), FAULTS, ids=[prepare.__name__.strip("_") for prepare, _ in FAULTS])
 def test_what_must_fail_says_so_in_one_line(place: Place, prepare: Prepare, line: str) -> None:
+    theirs = [place.path / "etameter-engine-0.ring", place.path / "etameter-engine-0.board"]
+    for file in theirs:
+        file.write_bytes(b"another's")
     with ExitStack() as stack:
         command = place.start(*prepare(place, stack))
         _, said = command.communicate(timeout=30.0)
@@ -258,6 +268,9 @@ def test_what_must_fail_says_so_in_one_line(place: Place, prepare: Prepare, line
     if prepare is not _vllm_dies:  # whose own output goes by
         assert said.splitlines() == [each for each in ours if each], said
         assert len([each for each in ours if "…" not in each]) == 1, said
+        assert theirs[0].read_bytes() == b"another's"
+    if prepare is _second_engine_of_the_name:  # a board that nobody has claimed is one that was killed
+        assert theirs[1].read_bytes() == b"another's"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

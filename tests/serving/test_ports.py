@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -63,3 +64,13 @@ def test_a_preferred_port_that_is_taken_is_replaced() -> None:
         other, second = ports.claim_free("127.0.0.1", preferred)
         with second:
             assert other != preferred
+
+
+def test_a_ring_is_claimed_under_any_of_its_names_and_others_stay_free(tmp_path: Path) -> None:
+    with ports.claim_ring(tmp_path / "etameter-a.ring", "name another"):
+        with pytest.raises(
+            EngineError, match=r"etameter-a\.ring is the ring of another .*: stop that one, or name another"
+        ):
+            ports.claim_ring(tmp_path / "x" / ".." / "etameter-a.ring", "name another")
+        ports.claim_ring(tmp_path / "etameter-b.ring", "name another").close()
+    ports.claim_ring(tmp_path / "etameter-a.ring", "name another").close()
