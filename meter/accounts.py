@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from etameter.attribution import BUBBLE_NS, Settlement, Share, attribute, foresee
-from etameter.costs import EPOCH_CHANGE, TERMS, CostFit, Costs, prior, work_of
+from etameter.costs import TERMS, CostFit, Costs, work_of
+from etameter.errors import EngineError
 from etameter.ledger import RequestRow, Resume
 from etameter.records import (
     Balance,
@@ -35,6 +36,14 @@ METHOD = "step-cost"
 """Unless the ring's writer names another in its details: one that only guesses the steps does."""
 PARTIAL_METHOD = "step-cost-partial"
 """Of a request that ran in part while nobody could meter it: its energy is a lower bound."""
+FORESEEN_METHOD = "step-cost-foreseen"
+"""Of a figure that no counter stands behind yet, only the model."""
+FORESIGHT_NS = 2_000_000_000
+"""The counter may be behind by so much without the figure being called foreseen: an interval, the lag, and a long step."""
+START_UP_NS, START_UP_PART_NS = 600_000_000_000, 10_000_000_000
+"""Of the energy before an engine appears, so much is taken to be its start-up."""
+STUCK_NS = 60_000_000_000
+"""When nothing could be settled for so long, requests are closed without the missing part."""
 READ_MARGIN_NS = 20_000_000
 """A record is visible so soon after the instant it carries."""
 FIT_EVERY_INTERVALS = 20
@@ -108,6 +117,21 @@ class _Gpu:
         self.fit = CostFit(roofline_prior(board_of(device.board_name), QWEN3_8B))
         self.unfitted = 0
 
+    def await_engine(self) -> None:
+        """Without an engine there is nothing to settle yet: keep what may turn out to be its start-up, in a few long intervals."""
+        joined: deque[Interval] = deque(maxlen=START_UP_NS // START_UP_PART_NS)
+        for interval in self.pending:
+            if joined and joined[-1].end_ns - joined[-1].start_ns < START_UP_PART_NS:
+                joined[-1] = _joined(joined[-1], interval)
+            else:
+                joined.append(interval)
+        self.pending = deque(joined)
+
+    def leave(self) -> None:
+        """No engine of ours works here: its energy is nobody's, and metering begins anew when one does."""
+        self.pending.clear()
+        self.frontier_ns = self.settled_edge = None
+
 
 class Accounts:
     """Settles the energy of `devices` on the requests of one engine."""
@@ -119,10 +143,11 @@ class Accounts:
         self._fits = dict(resume.coefficients) if resume is not None else {}
         edges = {edge.gpu_uuid: edge for edge in self._resume.last_edges} if self._resume else {}
         frontiers = self._resume.frontier_ns if self._resume else {}
-        self._gpus = {
+        self._all_gpus = {
             device.gpu_uuid: _Gpu(device, edges.get(device.gpu_uuid), frontiers.get(device.gpu_uuid))
             for device in devices
         }
+        self._gpus = self._all_gpus
         self._assembler: StepAssembler | None = None
         self._steps: list[Step] = []
         self._read_ns = 0
@@ -158,7 +183,10 @@ class Accounts:
         self._inherited = {row.number: row for row in rows}
 
     def open_engine(self, header: RingHeader) -> None:
-        """A ring has appeared, or taken the place of an earlier one whose `close_engine` was called and whose steps are settled."""
+        """A ring has appeared, or taken the place of an earlier one whose `close_engine` was called and whose steps are settled.
+
+        Raises EngineError where it can't be told which of the GPUs the engine works on.
+        """
         if self._assembler is not None:
             for request in self._assembler.requests.values():
                 self._lost_rows.append(self._close_account(self._assembler, request))
@@ -169,15 +197,30 @@ class Accounts:
             self._settled_before_ns = 0
             self._lost_rows += [_lost(row, header.created_ns) for row in self._inherited.values()]
             self._inherited.clear()
-        if header.gpu_uuids:
-            self._gpus = {uuid: gpu for uuid, gpu in self._gpus.items() if uuid in header.gpu_uuids}
+        self._gpus = self._chosen(header)
         for uuid, gpu in self._gpus.items():
             if gpu.fit.costs.intervals == 0:
                 fitted = self._fits.get(fit_key(uuid, header))
                 shape = shape_of({} if gpu.device.kind == "simulated" else header.details)
-                gpu.fit = CostFit(
-                    prior(*fitted, EPOCH_CHANGE) if fitted else roofline_prior(board_of(gpu.device.board_name), shape)
-                )
+                gpu.fit = CostFit(roofline_prior(board_of(gpu.device.board_name), shape), fitted)
+
+    def _chosen(self, header: RingHeader) -> dict[str, _Gpu]:
+        """The GPUs that the engine works on. A simulated board, or the machine's CPU packages, stand for whatever it names."""
+        named = {uuid: gpu for uuid, gpu in self._all_gpus.items() if uuid in header.gpu_uuids}
+        boards = [uuid for uuid, gpu in self._all_gpus.items() if gpu.device.kind == "nvml"]
+        if named or not boards:
+            return named or self._all_gpus
+        if header.gpu_uuids:
+            raise EngineError(
+                f"engine {header.engine} runs on {', '.join(header.gpu_uuids)}, this meter reads {', '.join(boards)}",
+                "run the meter where those GPUs are",
+            )
+        if len(boards) > 1:
+            raise EngineError(
+                f"engine {header.engine} does not say on which of {len(boards)} GPUs it runs",
+                "let the ring's writer name them in gpu_uuids",
+            )
+        return self._all_gpus
 
     def close_engine(self, now_ns: int) -> None:
         """The engine is gone: its requests are over."""
@@ -193,8 +236,8 @@ class Accounts:
     def found(self, items: Iterable[Finding]) -> None:
         """What the sampler found."""
         for item in items:
-            if item.gpu_uuid in self._gpus:
-                self._gpus[item.gpu_uuid].timeline.add(item)
+            if item.gpu_uuid in self._all_gpus:
+                self._all_gpus[item.gpu_uuid].timeline.add(item)
 
     def changed(self, changes: Iterable[Conditions]) -> None:
         """Power cap or throttling are others now: a new epoch of the fit begins."""
@@ -213,8 +256,12 @@ class Accounts:
 
     def settle(self) -> Batch | None:
         """Settle all that can be; None where there is nothing new."""
-        for gpu in self._gpus.values():
+        for uuid, gpu in self._all_gpus.items():
             gpu.pending.extend(gpu.timeline.take())
+            if self._assembler is None:
+                gpu.await_engine()
+            elif uuid not in self._gpus:
+                gpu.leave()
         if self._assembler is None:
             return None
         balances: list[tuple[Balance, Source]] = []
@@ -225,14 +272,17 @@ class Accounts:
                 increments.append(self._charge(self._assembler, gpu.device, settlement, counts_tokens=index == 0))
         charged = {increment.request_id for interval in increments for increment in interval}
         rows = [*self._lost_rows, *self._rows(self._assembler, charged)]
+        self._prune(self._assembler)
         if not balances and not rows:
             return None
         self._lost_rows = []
-        self._prune(self._assembler)
         return Batch(balances, increments, rows, self._where(self._assembler), self._assembler.header.model)
 
     def rows_of(self, receipt_id: str) -> list[RequestRow]:
-        """The open requests of a response, with what the model foresees for the steps that are not settled yet."""
+        """The open requests of a response, with what the model foresees for the steps that are not settled yet.
+
+        Where the counter has been silent for longer than `FORESIGHT_NS`, their source is no better than `estimated`.
+        """
         if self._assembler is None:
             return []
         requests = [request for request in self._assembler.requests.values() if request.receipt_id == receipt_id]
@@ -242,7 +292,11 @@ class Accounts:
             steps = self._steps[bisect_right(self._steps, since_ns, key=lambda step: step.done_ns) :]
             if requests and steps:
                 foreseen[uuid] = foresee(work_of(steps), gpu.fit.costs, since_ns)
-        return [self._row(self._assembler, request, settled=False, foreseen=foreseen) for request in requests]
+        rows = [self._row(self._assembler, request, settled=False, foreseen=foreseen) for request in requests]
+        if self._read_ns - self.settled_until_ns <= FORESIGHT_NS:
+            return rows
+        source = weakest(frozenset({self.source, "estimated"}))
+        return [replace(row, energy=replace(row.energy, method=FORESEEN_METHOD, source=source)) for row in rows]
 
     def _settle_gpu(self, assembler: StepAssembler, gpu: _Gpu) -> list[Settlement]:
         settled = []
@@ -296,7 +350,7 @@ class Accounts:
         if interval.cause is None and start_ns >= started_ns and not _touches(assembler.missing, start_ns, end_ns):
             gpu.fit.add_interval(interval)
             gpu.unfitted += 1
-            if gpu.unfitted >= FIT_EVERY_INTERVALS:
+            if gpu.unfitted >= max(FIT_EVERY_INTERVALS, min(gpu.fit.costs.intervals // 10, 10 * FIT_EVERY_INTERVALS)):
                 gpu.unfitted = 0
                 gpu.fit.fit()
         return settlement
@@ -312,7 +366,7 @@ class Accounts:
     ) -> list[Increment]:
         """Book the shares, and say what they paid for."""
         tokens: dict[str, list[int]] = {request_id: [0, 0, 0, 0] for request_id in settlement.shares}
-        if counts_tokens:
+        if counts_tokens and settlement.shares:  # tokens are counted with the joules that they cost, or not at all
             self._count_tokens(assembler, settlement.balance, tokens)
         increments = []
         for request_id, (prompt, cached, output, first) in tokens.items():
@@ -352,6 +406,8 @@ class Accounts:
     def _account(self, request: RequestProgress) -> _Account:
         account = self._accounts.get(request.request_id)
         if account is not None:
+            if account.arm == UNLABELLED:  # after a restart the middleware's word may come late
+                account.arm = self._arms.get(request.receipt_id or "", UNLABELLED)
             return account
         account = _Account(self._arms.get(request.receipt_id or "", UNLABELLED))
         self._accounts[request.request_id] = account
@@ -373,11 +429,14 @@ class Accounts:
 
     def _rows(self, assembler: StepAssembler, charged: set[str]) -> list[RequestRow]:
         """Rows of requests that were charged or have come to their end, which are then forgotten."""
-        frontier_ns = self.settled_until_ns
+        settled_ns = self.settled_until_ns
+        frontier_ns = max(settled_ns, self._read_ns - STUCK_NS)
         rows = []
         for request in list(assembler.requests.values()):
             end_ns = None if request.finished_ns is None else max(request.finished_ns, request.last_done_ns)
             if end_ns is not None and end_ns <= frontier_ns:
+                if end_ns > settled_ns:
+                    self._account(request).partial = True
                 if end_ns > self._settled_before_ns or request.number in self._inherited:
                     rows.append(self._close_account(assembler, request))
                 self._accounts.pop(request.request_id, None)
@@ -449,11 +508,8 @@ class Accounts:
         )
 
     def _prune(self, assembler: StepAssembler) -> None:
-        """Drop what every GPU has settled, but for the neighbours that a gap after it needs."""
-        frontiers = [gpu.frontier_ns for gpu in self._gpus.values() if gpu.frontier_ns is not None]
-        if len(frontiers) < len(self._gpus):
-            return
-        horizon_ns = min(frontiers) - 2 * BUBBLE_NS
+        """Drop what every GPU has settled, or will never settle, but for the neighbours that a gap after it needs."""
+        horizon_ns = max(self.settled_until_ns, self._read_ns - STUCK_NS) - 2 * BUBBLE_NS
         del self._steps[: bisect_right(self._steps, horizon_ns, key=lambda step: step.done_ns)]
         assembler.missing[:] = [span for span in assembler.missing if span.end_ns > horizon_ns]
 

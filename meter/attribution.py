@@ -158,8 +158,8 @@ def reconcile(modelled: Array, variance: Array, energy_j: float, edge_j2: float)
     target_j = energy_j - excess_j
     paid = modelled.copy()
     free = variance > 0
-    if not np.any(free):  # nothing that the model gives any room: a window without a moment in it
-        return paid, energy_j - float(np.sum(paid))
+    if not np.any(free):  # a window in which the model knows of nothing: nobody can be charged
+        return np.zeros_like(paid), energy_j
     for _ in range(len(paid)):
         missing_j = target_j - float(np.sum(paid))
         paid = np.where(free, paid + variance * (missing_j / float(np.sum(variance[free]))), paid)

@@ -9,7 +9,7 @@ the model loaded and nothing running, c is one pass over the weights. All coeffi
 
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -24,13 +24,18 @@ TERMS = ("p0_w", "c_j", "a_j", "a2_j", "b_j", "d_j")
 WINDOW_INTERVALS = 3000
 """The fit looks back over so many intervals: five minutes at an update period of 100 ms."""
 MIN_INTERVALS = 20
+TIME_STEPS = 2000
+"""The time model looks back over so many steps."""
 LAG_STEP_NS = 10_000_000
 LAGS_NS = tuple(range(0, 201_000_000, LAG_STEP_NS))
 LEAST_LAG_ERROR_NS = 1_000_000
 LAG_INTERVALS = 200
 """The lag is sought in the last so many intervals."""
-LAG_GAIN = 0.95
-"""Another lag is taken only if it leaves less than this share of the misfit of the one in use."""
+LAG_GAIN, KNOWN_LAG_GAIN = 0.95, 0.8
+"""Another lag is taken only if it leaves less than this share of the misfit of the one in use, and still less where that one was once
+well known: a steady load must not wash it away."""
+MIN_IDLE_INTERVALS, IDLE_INTERVALS, IDLE_LOOK_BACK, IDLE_DEVIATION = 5, 200, 20, 0.05
+"""Idle power is the median of so many idle intervals; warm boards draw some percent more than cool ones."""
 UNEVENNESS = 0.2
 """By so much of it the energy of half a step's time deviates from half the step's energy."""
 HUBER = 2.5
@@ -165,12 +170,21 @@ EPOCH_CHANGE = np.array([0.02, 0.3, 0.3, 0.3, 0.3, 0.3])
 
 
 def prior(
-    energy: Sequence[float] | Array, time_s: Sequence[float] | Array, deviation: float | Array = PRIOR_DEVIATION
+    energy: Sequence[float] | Array,
+    time_s: Sequence[float] | Array,
+    deviation: float | Array = PRIOR_DEVIATION,
+    floor: Array | None = None,
 ) -> Costs:
-    """Costs before anything was measured, from a roofline or an earlier fit; `deviation` is relative, of each coefficient."""
+    """Costs before anything was measured, from a roofline or an earlier fit.
+
+    `deviation` is relative, of each coefficient, or of `floor` where that is larger: a coefficient that an earlier load did not show (0)
+    may yet come.
+    """
     coefficients = np.array(energy, dtype=np.float64)
-    covariance = np.diag((deviation * np.maximum(coefficients, 1e-12)) ** 2)
-    return Costs(coefficients, covariance, np.array(time_s, dtype=np.float64), 0.3, 0)
+    size = np.maximum(coefficients, 1e-12)
+    if floor is not None:
+        size = np.maximum(size, floor)
+    return Costs(coefficients, np.diag((deviation * size) ** 2), np.array(time_s, dtype=np.float64), 0.3, 0)
 
 
 class CostFit:
@@ -183,11 +197,14 @@ class CostFit:
     can't tell one lag from another, and then the one in use stays.
     """
 
-    def __init__(self, start: Costs) -> None:
-        self._prior = start
-        self.costs = start
+    def __init__(self, roofline: Costs, fitted: tuple[Sequence[float], Sequence[float]] | None = None) -> None:
+        """Begin with the first guess, or with the coefficients (energy, time) of an earlier fit."""
+        self._roofline = roofline
+        self._prior = prior(*fitted, EPOCH_CHANGE, roofline.energy) if fitted else roofline
+        self.costs = self._prior
         self._intervals: deque[tuple[int, int, float, float]] = deque(maxlen=WINDOW_INTERVALS)
         self._steps: deque[tuple[IntArray, IntArray, Array]] = deque()  # starts, ends, features of runs of steps
+        self._idle_w: deque[float] = deque(maxlen=IDLE_INTERVALS)
         self._lag_is_known = False
 
     def add_interval(self, interval: Interval) -> None:
@@ -199,16 +216,17 @@ class CostFit:
         """Completed steps, in order of time."""
         if len(work.start_ns):
             self._steps.append((work.start_ns, work.end_ns, work.step_features))
-        horizon_ns = self._intervals[0][0] - LAGS_NS[-1] if self._intervals else 0
+        oldest_ns = self._intervals[0][0] if self._intervals else int(work.end_ns[-1]) if len(work.end_ns) else 0
+        horizon_ns = oldest_ns - LAGS_NS[-1]
         while self._steps and self._steps[0][1][-1] < horizon_ns:
             self._steps.popleft()
 
     def restart(self) -> None:
         """Conditions of the board changed: a new epoch, whose prior is what was learned. The lag is the sensor's, and stays."""
         self._lag_is_known = self.costs.lag_error_ns <= LAG_STEP_NS
-        learned = np.sqrt(np.diag(self.costs.covariance)) / np.maximum(self.costs.energy, 1e-12)
+        learned = np.sqrt(np.diag(self.costs.covariance)) / np.maximum(self.costs.energy, self._roofline.energy)
         deviation = np.minimum(2 * learned + EPOCH_CHANGE, PRIOR_DEVIATION)
-        self._prior = prior(self.costs.energy, self.costs.time_s, deviation)
+        self._prior = prior(self.costs.energy, self.costs.time_s, deviation, self._roofline.energy)
         self._intervals.clear()
 
     def fit(self) -> Costs:
@@ -227,8 +245,10 @@ class CostFit:
         deviation = np.sqrt(edge_error**2 + noise**2 + (change_w * lag_error_ns * 1e-9) ** 2)
         design = steps.between(starts - lag_ns, ends - lag_ns)
         trust = np.ones(len(joules)) / deviation
+        self._remember_idle(design, power_w)
+        start = self._start()
         for _ in range(3):
-            energy, covariance = ridge_nnls(design * trust[:, None], joules * trust, self._prior)
+            energy, covariance = ridge_nnls(design * trust[:, None], joules * trust, start)
             residual = np.abs(joules - design @ energy) / deviation
             scale = max(1.4826 * float(np.median(residual)), 0.25)  # the noise in the better half of the intervals
             huber = np.minimum(1.0, HUBER * scale / np.maximum(residual, 1e-12))
@@ -236,6 +256,7 @@ class CostFit:
         busy = design[:, 1] > 0
         spread_j = 1.4826 * float(np.median(np.abs(joules - design @ energy)[busy])) if np.any(busy) else 0.0
         steps_in_interval = max(float(np.mean(design[:, 1])), 1.0)
+        self._lag_is_known = self._lag_is_known or (len(joules) >= LAG_INTERVALS and lag_error_ns <= LAG_STEP_NS)
         self.costs = Costs(
             energy=energy,
             covariance=covariance,
@@ -246,6 +267,20 @@ class CostFit:
             lag_error_ns=lag_error_ns,
         )
         return self.costs
+
+    def _remember_idle(self, design: Array, power_w: Array) -> None:
+        """Keep what the board drew in the last intervals without work, for times when it has none."""
+        last = design[-IDLE_LOOK_BACK:]
+        self._idle_w.extend(power_w[-IDLE_LOOK_BACK:][last[:, 1] == 0].tolist())
+
+    def _start(self) -> Costs:
+        """The prior; where the board was seen idle, that tells p0 better than any load can tell it from c and a."""
+        if len(self._idle_w) < MIN_IDLE_INTERVALS:
+            return self._prior
+        idle_w = float(np.median(self._idle_w))
+        energy, covariance = self._prior.energy.copy(), self._prior.covariance.copy()
+        energy[0], covariance[0, 0] = idle_w, (IDLE_DEVIATION * idle_w) ** 2
+        return replace(self._prior, energy=energy, covariance=covariance)
 
     def _lag(self, steps: "_Knots", starts: Array, ends: Array, joules: Array, deviation: Array) -> tuple[int, int]:
         """The lag under which the last intervals' work explains their energy best, and how far others do nearly as well."""
@@ -261,7 +296,8 @@ class CostFit:
             misfit.append(float(np.sum(np.where(off < HUBER, off**2, HUBER * (2 * off - HUBER)))))
             noise.append(1.4826 * float(np.median(off)))
         best, here = int(np.argmin(misfit)), round(self.costs.lag_ns / LAG_STEP_NS)
-        if abs(best - here) > 1 and misfit[best] >= LAG_GAIN * misfit[here]:
+        gain = KNOWN_LAG_GAIN if self._lag_is_known else LAG_GAIN
+        if abs(best - here) > 1 and misfit[best] >= gain * misfit[here]:
             best = here
         within = misfit[best] * (
             1 + 4 / len(joules)
@@ -277,11 +313,11 @@ class CostFit:
         return int(bottom * LAG_STEP_NS), max(int(half_width * LAG_STEP_NS), LEAST_LAG_ERROR_NS)
 
     def _time(self, steps: "_Knots") -> Array:
-        seconds = steps.features[:, 0]
-        design = steps.features.copy()
+        design = steps.features[-TIME_STEPS:].copy()
+        seconds = design[:, 0].copy()
         design[:, 0] = 0.0
         weights = 1.0 / (0.1 * np.maximum(seconds, 1e-6))
-        start = prior(self._prior.time_s, self._prior.time_s)
+        start = prior(self._prior.time_s, self._prior.time_s, floor=self._roofline.time_s)
         return ridge_nnls(design * weights[:, None], seconds * weights, start)[0]
 
 
@@ -311,13 +347,12 @@ class _Knots:
 def ridge_nnls(design: Array, target: Array, start: Costs) -> tuple[Array, Array]:
     """Solve for the θ ≥ 0 that minimises |design·θ − target|² + |(θ − θ₀)/σ₀|²; with it, the covariance of θ.
 
-    By normal equations, in units of the prior, so that six coefficients of very different size are equally well conditioned.
+    By normal equations, in units of the prior's deviations, so that six coefficients of very different size are equally well conditioned.
     """
-    unit = np.maximum(start.energy, 1e-12)
+    unit = np.sqrt(np.diag(start.covariance))
     scaled = design * unit
-    ridge = unit**2 / np.diag(start.covariance)
-    gram = scaled.T @ scaled + np.diag(ridge)
-    moment = scaled.T @ target + ridge
+    gram = scaled.T @ scaled + np.eye(len(unit))
+    moment = scaled.T @ target + start.energy / unit
     covariance = np.linalg.inv(gram)
     return _non_negative(gram, moment) * unit, covariance * np.outer(unit, unit)
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from etameter.records import Scheduled, Step, receipt_id_of
-from etameter.serving.ring import Dispatch, Done, Finish, Introduction, Lost, Record, RingHeader, Row
+from etameter.serving.ring import KEYFRAME_STEPS, Dispatch, Done, Finish, Introduction, Lost, Record, RingHeader, Row
 
 _SIBLING = re.compile(r"^\d+_")  # vLLM names the n samples of one request 0_ID, 1_ID, …
 
@@ -27,7 +27,7 @@ class RequestProgress:
     cached_tokens: int = 0
     prefill_tokens: int = 0
     decode_tokens: int = 0
-    """Decode tokens computed, kept or not; the last prefill step yields an output token besides."""
+    """Output tokens that decode steps yielded, accepted drafts among them; the last prefill step yields one besides."""
     output_tokens: int = 0
     """Known when it finishes."""
     last_done_ns: int = 0
@@ -61,6 +61,8 @@ class StepAssembler:
         self._last_done_ns = header.created_ns
         self._last_seen_ns = header.created_ns
         self._lost_since_ns: int | None = None
+        self._unsure: set[int] = set()
+        self._dispatches_since_lost = 0
 
     @property
     def oldest_in_flight_ns(self) -> int | None:
@@ -70,6 +72,8 @@ class StepAssembler:
     def feed(self, records: Iterable[Record]) -> None:
         for record in records:
             if isinstance(record, Lost):
+                self._unsure = set(self._request_of)
+                self._dispatches_since_lost = 0
                 self._lost_since_ns = self._last_seen_ns if self._lost_since_ns is None else self._lost_since_ns
                 self._in_flight.clear()
                 continue
@@ -82,6 +86,8 @@ class StepAssembler:
                 case Dispatch():
                     self._introduce(record.introductions)
                     self._in_flight[record.step_id] = record
+                    if self._unsure:
+                        self._seek_unsure(record)
                 case Done():
                     self._complete(record)
                 case Finish():
@@ -96,6 +102,18 @@ class StepAssembler:
         for request in self.requests.values():
             if request.finished_ns is None:
                 request.finished_ns, request.finish_reason = now_ns, "engine_lost"
+
+    def _seek_unsure(self, dispatch: Dispatch) -> None:
+        """The end of a request may be among lost records: one that no step has named since then is over."""
+        self._unsure.difference_update(row[0] for row in dispatch.rows)
+        self._dispatches_since_lost += 1
+        if self._dispatches_since_lost < 2 * KEYFRAME_STEPS:
+            return
+        for number in self._unsure & self._request_of.keys():
+            request = self.requests[self._request_of[number]]
+            if number in request.open_samples:
+                self._finish(Finish(number, dispatch.t_ns, 0, "records_lost"))
+        self._unsure.clear()
 
     def forget(self, request_id: str) -> None:
         """Nothing more is expected of a request."""
@@ -134,7 +152,7 @@ class StepAssembler:
         request = self.requests[self._request_of[number]]
         request.cached_tokens += cached
         request.prefill_tokens += prefill
-        request.decode_tokens += decode
+        request.decode_tokens += decode + accepted_tokens
         request.last_done_ns = done_ns
         if request.first_token_ns is None and (decode or context + prefill >= request.prompt_tokens):
             request.first_token_ns = done_ns

@@ -53,12 +53,12 @@ def energy_object(rows: Sequence[RequestRow], counter: str) -> dict[str, object]
         "cached_tokens": sum(row.record.cached_tokens for row in rows),
         "output_tokens": sum(row.record.output_tokens for row in rows),
         "settled": all(energy.settled for energy in energies),
-        "attribution_method": energies[0].method,
+        "attribution_method": max((energy.method for energy in energies), key=_weakness),
         "source": weakest(frozenset(energy.source for energy in energies)),
         "counter": counter,
         "receipt_id": rows[0].record.receipt_id,
     }
-    decode_tokens = sum(row.decode_tokens for row in rows)
+    decode_tokens = sum(_kept_tokens(row) for row in rows)
     if decode_tokens > 0:
         figure["wh_per_output_token"] = output_j / decode_tokens / JOULES_PER_WH
     if len(ends) == len(rows):
@@ -67,3 +67,15 @@ def energy_object(rows: Sequence[RequestRow], counter: str) -> dict[str, object]
         if duration_s > 0:
             figure["avg_power_watts"] = energy_j / duration_s
     return figure
+
+
+def _kept_tokens(row: RequestRow) -> int:
+    """Output tokens after the first of each sequence; what was computed beyond a stop is in the energy, not among the tokens."""
+    if row.record.finished_ns is None:
+        return row.decode_tokens
+    return max(min(row.decode_tokens, row.record.output_tokens - 1), 0)
+
+
+def _weakness(method: str) -> int:
+    """How little a method claims: a response is known no better than the worst known of its requests."""
+    return 2 if method.endswith("-foreseen") else 1 if method.endswith("-partial") else 0

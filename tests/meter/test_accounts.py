@@ -9,7 +9,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from etameter.accounts import METHOD, PARTIAL_METHOD, Accounts, Batch, Device, fit_key
+from etameter.accounts import (
+    FORESEEN_METHOD,
+    METHOD,
+    PARTIAL_METHOD,
+    START_UP_NS,
+    START_UP_PART_NS,
+    STUCK_NS,
+    Accounts,
+    Batch,
+    Device,
+    fit_key,
+)
+from etameter.errors import EngineError
 from etameter.ledger import RequestRow
 from etameter.records import Conditions, Edge, Finding
 from etameter.serving.ring import Dispatch, Done, Finish, Introduction, Lost, Record, RingHeader, Row
@@ -435,3 +447,112 @@ def test_the_figure_of_an_open_request_is_near_its_settled_one() -> None:
     assert (early.record.arm, late.record.arm) == ("entrace", "entrace")
     assert early.energy.energy_j == pytest.approx(late.energy.energy_j, rel=0.1)
     assert accounts.rows_of(receipt) == []
+
+
+def test_a_meter_that_waits_long_for_its_engine_takes_ten_minutes_for_start_up_and_no_more() -> None:
+    accounts, books = Accounts([device()], "boot"), Books()
+    hours_ns = 2 * 3600 * 1_000 * MS
+    for t_ns in range(0, hours_ns, 1_000 * MS):
+        accounts.found([Edge("GPU-0", t_ns, 2 * MS, t_ns // 10_000)])  # 100 W
+        assert accounts.settle() is None
+    accounts.open_engine(header(created_ns=hours_ns))
+    accounts.steps([], hours_ns + 1_000 * MS)
+    books.write(accounts.settle())
+    overhead_j = sum(balance.engine_overhead_j for batch in books.batches for balance, _ in batch.balances)
+    assert overhead_j == books.measured_j == pytest.approx(100 * START_UP_NS * 1e-9, rel=0.02)
+    assert len(books.batches[0].balances) <= START_UP_NS // START_UP_PART_NS
+
+
+def test_the_next_engine_may_work_on_another_gpu() -> None:
+    engine = long_run()
+    accounts, books = Accounts([device("GPU-a"), device("GPU-b")], "boot"), Books()
+    accounts.open_engine(header(0, "GPU-a"))
+    feed(accounts, books, engine, [*engine.edges("GPU-a"), *engine.edges("GPU-b")])
+    accounts.close_engine(engine.now_ns)
+    accounts.open_engine(header(engine.now_ns, "GPU-b"))
+    accounts.settle()
+    assert accounts.source == "measured"
+    assert [each.gpu_uuid for each in accounts.devices] == ["GPU-b"]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "named", "words"),
+    [
+        (["GPU-a"], ["GPU-z"], "runs on GPU-z, this meter reads GPU-a"),
+        (["GPU-a", "GPU-b"], [], "does not say on which of 2 GPUs"),
+    ],
+)
+def test_an_engine_on_gpus_that_are_not_read_is_refused(gpus: list[str], named: list[str], words: str) -> None:
+    accounts = Accounts([device(name) for name in gpus], "boot")
+    with pytest.raises(EngineError, match=words):
+        accounts.open_engine(header(0, *named))
+
+
+def test_a_simulated_board_stands_for_whatever_gpu_the_engine_names() -> None:
+    accounts = Accounts([Device("GPU-sim-0", "simulated", "simulated", "h100")], "boot")
+    accounts.open_engine(header(0, "GPU-real"))
+    assert [each.gpu_uuid for each in accounts.devices] == ["GPU-sim-0"]
+
+
+def test_tokens_of_intervals_that_nobody_pays_are_not_counted() -> None:
+    engine = long_run()
+    edges = [edge for edge in engine.edges("GPU-0") if not 6_000 * MS < edge.t_ns < 10_000 * MS]
+    books = metered(engine, list(edges))
+    for batch in books.batches:
+        for (balance, _), increments in zip(batch.balances, batch.increments, strict=True):
+            if balance.unattributed_j_by_cause.get("readings_missing"):
+                assert increments == []
+
+
+def receipted(engine: Engine, number: int, receipt: str) -> list[Record]:
+    """The engine's records, with a receipt id in one request's name."""
+    name = f"chatcmpl-x-{receipt}00000000"
+    return [
+        record._replace(
+            introductions=tuple(
+                each._replace(request_id=name) if each.number == number else each for each in record.introductions
+            )
+        )
+        if isinstance(record, Dispatch)
+        else record
+        for record in engine.records
+    ]
+
+
+def test_a_figure_without_any_reading_is_called_foreseen_and_not_measured() -> None:
+    engine, receipt = long_run(), "cd" * 16
+    accounts = Accounts([device()], "boot")
+    accounts.open_engine(header())
+    records = [record for record in receipted(engine, 3, receipt) if instant(record) <= 3_000 * MS]
+    accounts.steps(records, 3_000 * MS)
+    (row,) = accounts.rows_of(receipt)
+    assert (row.energy.method, row.energy.source, row.energy.settled) == (FORESEEN_METHOD, "estimated", False)
+
+
+def test_a_counter_that_never_speaks_holds_nothing_up() -> None:
+    engine = long_run()
+    accounts, books = Accounts([device()], "boot"), Books()
+    accounts.open_engine(header())
+    accounts.steps(engine.records, engine.now_ns + 2 * STUCK_NS)
+    books.write(accounts.settle())
+    assert len(books.rows) == len(engine.usage)
+    assert {(row.energy.energy_j, row.energy.method) for row in books.rows.values()} == {(0.0, PARTIAL_METHOD)}
+    assert accounts._steps == []
+
+
+def test_an_arm_that_is_told_late_is_taken() -> None:
+    engine, receipt = long_run(), "ef" * 16
+    name = max(engine.usage, key=lambda each: engine.usage[each][1])  # the longest answer
+    number = int(name[1:])
+    records = receipted(engine, number, receipt)
+    begun_ns = next(r.t_ns for r in records if isinstance(r, Dispatch) and any(row[0] == number for row in r.rows))
+    accounts, books = Accounts([device()], "boot"), Books()
+    accounts.open_engine(header())
+    accounts.found(engine.edges("GPU-0"))
+    accounts.steps([record for record in records if instant(record) <= begun_ns + 500 * MS], begun_ns + 500 * MS)
+    books.write(accounts.settle())
+    assert books.rows[number].record.arm == "unlabelled"
+    accounts.announce(receipt, "entrace")
+    accounts.steps([r for r in records if instant(r) > begun_ns + 500 * MS], engine.now_ns + 1_000 * MS)
+    books.write(accounts.settle())
+    assert books.rows[number].record.arm == "entrace"

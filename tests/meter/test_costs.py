@@ -1,3 +1,5 @@
+from collections import deque
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -161,3 +163,33 @@ def test_ridge_nnls_finds_the_constrained_minimum() -> None:
 def test_edge_times_make_energy_unsure() -> None:
     interval = Interval("GPU-0", 0, 100 * MS, 50.0, 3 * MS, 4 * MS)
     assert edge_variance_j2(interval) == pytest.approx(500.0**2 * (0.003**2 + 0.004**2) / 3)
+
+
+def test_a_coefficient_that_one_load_did_not_show_may_still_come() -> None:
+    fit = CostFit(GUESS, (np.where(np.arange(6) == 5, 0.0, TRUE).tolist(), GUESS.time_s.tolist()))
+    steps, intervals = load(5, 60)
+    fit.add_steps(work_of(steps))
+    for interval in intervals:
+        fit.add_interval(interval)
+    assert fit.costs.energy[5] == 0.0
+    assert fit.fit().energy[5] == pytest.approx(TRUE[5], rel=0.3)
+
+
+def test_power_that_was_seen_idle_is_remembered_when_there_is_no_idle_time_any_more() -> None:
+    steps, intervals = load(1, 120, steady=True)
+    idle = [
+        Interval("GPU-0", -index * 100 * MS, -(index - 1) * 100 * MS, 12.0, 2 * MS, 2 * MS)
+        for index in range(30, 0, -1)
+    ]
+    forgetful, mindful = CostFit(GUESS), CostFit(GUESS)
+    for fit, known in ((forgetful, []), (mindful, idle)):
+        fit.add_steps(work_of(steps))
+        for interval in [*known, *intervals[:5]]:
+            fit.add_interval(interval)
+        fit.fit()
+        for interval in intervals[5:]:
+            fit.add_interval(interval)
+        fit._intervals = deque(list(fit._intervals)[-500:])  # the idle ones have left the window
+        fit.fit()
+    assert mindful.costs.energy[0] == pytest.approx(120.0, rel=0.05)
+    assert abs(forgetful.costs.energy[0] - 120.0) > abs(mindful.costs.energy[0] - 120.0)

@@ -1,7 +1,7 @@
 import pytest
 
 from etameter.records import Scheduled
-from etameter.serving.ring import Dispatch, Done, Finish, Introduction, Lost, RingHeader, Row
+from etameter.serving.ring import KEYFRAME_STEPS, Dispatch, Done, Finish, Introduction, Lost, RingHeader, Row
 from etameter.steps import Missing, StepAssembler
 
 pytestmark = pytest.mark.unit
@@ -118,3 +118,16 @@ def test_a_dispatch_of_nothing_is_no_step() -> None:
     steps = assembler()
     steps.feed([dispatch(0, 10), Done(0, 20, ())])
     assert steps.steps == []
+
+
+def test_a_request_whose_end_was_lost_is_over_when_no_step_names_it_any_more() -> None:
+    steps = assembler()
+    steps.feed(
+        [dispatch(0, 10, row(0, 4), row(1, 4), introduced=(intro(0, "a"), intro(1, "b"))), Done(0, 20, ()), Lost(5)]
+    )
+    for step_id in range(1, 2 * KEYFRAME_STEPS):
+        steps.feed([dispatch(step_id, 100 + step_id, row(1, 0, 1, 5)), Done(step_id, 100 + step_id, ())])
+    assert steps.requests["a"].finished_ns is None
+    steps.feed([dispatch(9999, 9000, row(1, 0, 1, 5))])
+    assert (steps.requests["a"].finished_ns, steps.requests["a"].finish_reason) == (9000, "records_lost")
+    assert steps.requests["b"].finished_ns is None

@@ -72,3 +72,15 @@ def test_what_ran_and_has_no_joule_was_not_measured() -> None:
 def test_nothing_else_is_a_receipt_id(text: str) -> None:
     assert is_receipt_id(RECEIPT)
     assert not is_receipt_id(text)
+
+
+def test_accepted_drafts_are_tokens_and_what_ran_beyond_a_stop_is_none() -> None:
+    speculated = replace(row(0), decode_tokens=40, record=replace(row(0).record, output_tokens=41))
+    assert energy_object([speculated], "nvml")["wh_per_output_token"] == pytest.approx(36.0 / 40 / 3600)
+    stopped = replace(row(0), decode_tokens=12, record=replace(row(0).record, output_tokens=11))
+    assert energy_object([stopped], "nvml")["wh_per_output_token"] == pytest.approx(36.0 / 10 / 3600)
+
+
+def test_a_response_is_known_no_better_than_the_worst_known_of_its_requests() -> None:
+    partial = replace(row(1), energy=replace(row(1).energy, method="step-cost-partial"))
+    assert energy_object([row(0), partial], "nvml")["attribution_method"] == "step-cost-partial"
