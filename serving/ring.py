@@ -48,6 +48,7 @@ _FRAME = struct.Struct("<IIIB3x")  # length with frame and padding, CRC-32 of wh
 _PADDING, _DISPATCH, _DONE, _FINISH = range(4)
 _ALIGNMENT = 16
 _ROW_FIELDS = 9
+_LONGEST_ID_BYTES = 4096
 _DISPATCH_HEAD = struct.Struct("<QqIHH")  # step id, t_ns, padded tokens, rows, introductions
 _INTRODUCTION = struct.Struct("<IIqH")  # number, prompt tokens, arrival_ns, bytes of the id
 _DONE_HEAD = struct.Struct("<QqI")  # step id, t_ns, pairs of (number, accepted)
@@ -166,7 +167,9 @@ class RingWriter:
         """Give a request the number that stands for it in rows. Its id is written with the next dispatch."""
         number = self._next_number
         self._next_number += 1
-        name = request_id.encode()[:4096]
+        name = request_id.encode(errors="replace")[
+            -_LONGEST_ID_BYTES:
+        ]  # its end is etameter's, and the client's its beginning
         self._known[number] = _INTRODUCTION.pack(number, prompt_tokens, arrival_ns, len(name)) + name
         self._new.append(number)
         return number
@@ -196,7 +199,7 @@ class RingWriter:
 
     def finish(self, number: int, t_ns: int, output_tokens: int, reason: str) -> None:
         """The request left the engine, having produced `output_tokens`."""
-        text = reason.encode()[:64]
+        text = reason.encode(errors="replace")[:64]
         if number in self._new:  # it never ran: nobody has been told its id, and nobody needs it
             self._new.remove(number)
         else:
@@ -265,25 +268,36 @@ class RingReader:
 
     Raises:
         FileNotFoundError: no engine has created the ring yet.
-        EngineError: the file is no ring, or of a version this reader does not know.
+        EngineError: the file can't be read, is no ring, or of a version this reader does not know.
     """
 
     def __init__(self, path: Path, cursor: int | None = None) -> None:
-        with path.open("rb") as file:
-            self.inode = os.fstat(file.fileno()).st_ino
-            if os.fstat(file.fileno()).st_size < HEADER_BYTES:
-                raise EngineError(f"{path} is no ring of steps", "name the file that the engine's scheduler writes")
-            self._map = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+        no_ring = EngineError(f"{path} is no ring of steps", "name the file that the engine's scheduler writes")
+        try:
+            with path.open("rb") as file:
+                about = os.fstat(file.fileno())
+                if about.st_size < HEADER_BYTES:
+                    raise no_ring
+                self._map = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            remedy = "name the file that the engine's scheduler writes, and run the meter as that engine's user"
+            raise EngineError(f"the ring {path} can't be read ({error.strerror})", remedy) from error
         magic, version, header_bytes, capacity, _, committed = _FIXED.unpack_from(self._map)
         if magic != MAGIC:
-            raise EngineError(f"{path} is no ring of steps", "name the file that the engine's scheduler writes")
+            raise no_ring
         if version != VERSION:
             raise EngineError(
                 f"{path} has ring version {version}",
                 f"run the server and the meter from one installation (version {VERSION})",
             )
+        header = _header(self._map)
+        if header is None or capacity == 0 or capacity % _ALIGNMENT or header_bytes + capacity != about.st_size:
+            raise no_ring
         self.path = path
-        self.header = _header(self._map)
+        self.inode = about.st_ino
+        self.header = header
         self._base = header_bytes
         self._capacity = capacity
         self._words = memoryview(self._map).cast("Q")
@@ -358,18 +372,25 @@ class RingReader:
         records.append(Lost(1))
 
 
-def _header(mapped: mmap.mmap) -> RingHeader:
+def _header(mapped: mmap.mmap) -> RingHeader | None:
+    """What the writer says of itself; None where that is not what a writer says."""
     (length,) = _JSON_LENGTH.unpack_from(mapped, _JSON_OFFSET)
     start = _JSON_OFFSET + _JSON_LENGTH.size
-    about = json.loads(mapped[start : start + length])
-    return RingHeader(**{**about, "gpu_uuids": tuple(about["gpu_uuids"])})
+    try:
+        about = json.loads(mapped[start : start + length])
+        header = RingHeader(**{**about, "gpu_uuids": tuple(about["gpu_uuids"])})
+    except (ValueError, KeyError, TypeError):
+        return None
+    words = (header.boot_id, header.engine, header.model, header.dtype, *header.gpu_uuids)
+    typed = all(isinstance(word, str) for word in words) and isinstance(header.details, dict)
+    return header if typed and isinstance(header.pid, int) and isinstance(header.created_ns, int) else None
 
 
 def _decode(kind: int, padded: bytes, checksum: int) -> Record | None:
     """The record in a payload that is followed by padding, or None where it is torn."""
     try:
         record, size = _DECODERS[kind](padded)
-    except (KeyError, struct.error, UnicodeDecodeError):
+    except (KeyError, struct.error):
         return None
     return record if zlib.crc32(padded[:size]) == checksum else None
 
@@ -383,7 +404,7 @@ def _decode_dispatch(payload: bytes) -> tuple[Record, int]:
     for _ in range(introduction_count):
         number, prompt_tokens, arrival_ns, length = _INTRODUCTION.unpack_from(payload, end)
         end += _INTRODUCTION.size + length
-        introductions.append(Introduction(number, payload[end - length : end].decode(), prompt_tokens, arrival_ns))
+        introductions.append(Introduction(number, _text(payload[end - length : end]), prompt_tokens, arrival_ns))
     return Dispatch(step_id, t_ns, padded_tokens, rows, tuple(introductions)), end
 
 
@@ -397,7 +418,12 @@ def _decode_done(payload: bytes) -> tuple[Record, int]:
 def _decode_finish(payload: bytes) -> tuple[Record, int]:
     number, output_tokens, t_ns, length = _FINISH_HEAD.unpack_from(payload)
     end = _FINISH_HEAD.size + length
-    return Finish(number, t_ns, output_tokens, payload[_FINISH_HEAD.size : end].decode()), end
+    return Finish(number, t_ns, output_tokens, _text(payload[_FINISH_HEAD.size : end])), end
+
+
+def _text(data: bytes) -> str:
+    """What was cut to its place may begin or end within a character."""
+    return data.decode(errors="replace")
 
 
 _DECODERS = {_DISPATCH: _decode_dispatch, _DONE: _decode_done, _FINISH: _decode_finish}

@@ -1,3 +1,4 @@
+import json
 import struct
 import subprocess
 import sys
@@ -146,6 +147,87 @@ def test_other_files_are_refused(tmp_path: Path, content: bytes, message: str) -
     (tmp_path / "ring").write_bytes(content)
     with pytest.raises(EngineError, match=message):
         RingReader(tmp_path / "ring")
+
+
+@pytest.mark.parametrize("character", ["x", "é", "漢", "\ud800"])
+def test_a_long_id_keeps_its_end_whatever_is_cut(tmp_path: Path, character: str) -> None:
+    ring = writer(tmp_path / "ring")
+    end = "-" + "0123456789abcdef" * 2 + "deadbeef"
+    number = ring.open_request(character * 5000 + end, 1, 1)
+    ring.dispatch(0, 0, [row(number)])
+    ring.finish(number, 1, 1, character * 63)
+    reader = RingReader(tmp_path / "ring")
+    dispatch, finish = reader.poll()
+    assert isinstance(dispatch, Dispatch)
+    assert isinstance(finish, Finish)
+    assert dispatch.introductions[0].request_id.endswith(end)
+    assert finish.reason.startswith(character.encode(errors="replace").decode())
+    assert reader.torn_records == 0
+
+
+def _header_of(path: Path, **changes: object) -> None:
+    """Writes a ring whose header is another than a writer's."""
+    writer(path).close()
+    with path.open("r+b") as file:
+        file.seek(128)
+        (length,) = struct.unpack("<I", file.read(4))
+        about = json.loads(file.read(length)) | changes
+        text = json.dumps({name: value for name, value in about.items() if value is not None}).encode()
+        file.seek(128)
+        file.write(struct.pack("<I", len(text)) + text)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"pid": "7"},
+        {"created_ns": 1.5},
+        {"model": 7},
+        {"gpu_uuids": 7},
+        {"gpu_uuids": [7]},
+        {"details": []},
+        {"engine": None},
+        {"more": 1},
+    ],
+)
+def test_a_header_that_no_writer_writes_is_refused(tmp_path: Path, changes: dict[str, object]) -> None:
+    _header_of(tmp_path / "ring", **changes)
+    with pytest.raises(EngineError, match="is no ring of steps: name the file"):
+        RingReader(tmp_path / "ring")
+
+
+def test_a_header_that_is_no_json_and_a_ring_of_another_size_are_refused(tmp_path: Path) -> None:
+    for name, at, nonsense in (
+        ("a", 132, b"{,"),
+        ("b", 16, struct.pack("<Q", 0)),
+        ("c", 16, struct.pack("<Q", 1 << 20)),
+    ):
+        writer(tmp_path / name).close()
+        with (tmp_path / name).open("r+b") as file:
+            file.seek(at)
+            file.write(nonsense)
+        with pytest.raises(EngineError, match="is no ring of steps: name the file"):
+            RingReader(tmp_path / name)
+
+
+def test_what_can_not_be_read_is_told_from_what_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match=r"can't be read \(Is a directory\): name the file"):
+        RingReader(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        RingReader(tmp_path / "ring")
+    writer(tmp_path / "ring").close()
+    code = (
+        "import os, sys; from pathlib import Path; from etameter.errors import EngineError; "
+        "from etameter.serving.ring import RingReader\n"
+        "os.chmod(sys.argv[1], 0)\n"
+        "if os.geteuid() == 0: [os.chmod(folder, 0o755) for folder in Path(sys.argv[1]).parents[:3]]; os.setuid(65534)\n"
+        "try: RingReader(Path(sys.argv[1]))\n"
+        "except EngineError as error: print(error)"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "ring")], capture_output=True, text=True, check=True
+    )
+    assert "can't be read (Permission denied)" in told.stdout
 
 
 def test_bad_sizes_are_refused(tmp_path: Path) -> None:
