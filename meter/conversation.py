@@ -142,7 +142,7 @@ async def _settled(
         async with session.get(f"{receipts_url}/energy/{receipt_id}") as response:
             body = await response.json(content_type=None)
         energy = body.get("energy")
-        exchange = replace(exchange, energy=energy, reason=body.get("reason", body.get("energy_reason")))
+        exchange = replace(exchange, energy=energy, reason=body.get("energy_reason"))
         if (energy is not None and energy["settled"]) or time.monotonic() > deadline_s:
             break
         await asyncio.sleep(_SETTLE_POLL_S)

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sqlite3
+import stat
 import sys
 import tempfile
 import time
@@ -24,7 +25,6 @@ from etameter.costs import TERMS
 from etameter.counters import Counter, nvml, rapl
 from etameter.counters.simulated import SimulatedCounter
 from etameter.errors import CounterError, EngineError, EtameterError, MeterBusy
-from etameter.export.prometheus import Metrics
 from etameter.export.receipts import NOT_MEASURED, UNKNOWN_REQUEST, energy_object, is_measured, is_receipt_id
 from etameter.export.socket import Answer, MiddlewareSocket
 from etameter.host import HostCounters, HostMeter
@@ -33,6 +33,11 @@ from etameter.neighbours import foreign
 from etameter.recording import Recorder
 from etameter.sampler import Sampler
 from etameter.serving.ring import RingReader, boot_id
+
+# Set for a server, perhaps: the meter's values would live in its files, and lose their exemplars.
+for _name in ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir"):
+    os.environ.pop(_name, None)
+from etameter.export.prometheus import Metrics  # noqa: E402  # what it imports looks at the environment once
 
 logger = logging.getLogger("etameter")
 
@@ -86,39 +91,53 @@ async def _run(
         loop.call_later(seconds, stop.set)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    lock = hold_lock(socket.with_suffix(".lock"))
-    simulated = settings.meter.simulate_gpu is not None
-    counters = await open_counters(
-        board or config.board_path(settings.serve.engine) if simulated else None, settings.meter.allow_shared_gpu
-    )
-    try:
-        meter = Meter(settings, ring, socket, counters, recording)
-        await meter.run(stop)
-    finally:
+    check_ring(ring)
+    ledger = settings.ledger.resolve()
+    with contextlib.ExitStack() as held:
+        run_lock = socket.with_suffix(".lock")
+        held.enter_context(hold_lock(run_lock, f"runs on {socket}", "set ETAMETER_RUN to another directory"))
+        ledger_lock = ledger.with_name(f"{ledger.name}.lock")
+        held.enter_context(hold_lock(ledger_lock, f"writes the ledger {ledger}", "name another file with --ledger"))
+        simulated = settings.meter.simulate_gpu is not None
+        counters = await open_counters(
+            board or config.board_path(settings.serve.engine) if simulated else None, settings.meter.allow_shared_gpu
+        )
         for counter in counters:
-            counter.close()
-        lock.close()
+            held.callback(counter.close)
+        await Meter(settings, ring, socket, counters, recording).run(stop)
 
 
-def hold_lock(path: Path) -> IO[str]:
-    """Hold the run directory's lock while the returned file is open. Raises MeterBusy where another meter has it."""
+def check_ring(path: Path) -> None:
+    """Raises EngineError for what can never be a ring. One that isn't there yet, or is of another version, may be replaced."""
+    remedy = "name the file that the engine's scheduler writes with --ring"
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise EngineError(f"the ring {path} is no file", remedy)
+        path.open("rb").close()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise EngineError(f"the ring {path} can't be read ({error.strerror})", remedy) from error
+
+
+def hold_lock(path: Path, use: str, remedy: str) -> IO[str]:
+    """Hold a lock while the returned file is open; `use` says what it is held for.
+
+    Raises:
+        MeterBusy: another meter has it, or the file can't be made; `remedy` is what else could be used.
+    """
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         file = path.open("a+")
     except OSError as error:
-        raise MeterBusy(
-            f"{path} can't be made ({error.strerror})", "set ETAMETER_RUN to a directory that you own"
-        ) from error
+        raise MeterBusy(f"{path} can't be made ({error.strerror})", f"{remedy}, one that you may write") from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.seek(0)
         holder = file.read().strip() or "unknown"
         file.close()
-        raise MeterBusy(
-            f"another meter (pid {holder}) runs on {path.with_suffix('.sock')}",
-            "stop it, or set ETAMETER_RUN to another directory",
-        ) from None
+        raise MeterBusy(f"another meter (pid {holder}) {use}", f"stop it, or {remedy}") from None
     file.seek(0)
     file.truncate()
     file.write(str(os.getpid()))
@@ -191,8 +210,12 @@ class Meter:
         self._sampler = Sampler(counters, period_ns=int(settings.meter.poll_ms * 1e6))
         self._socket = MiddlewareSocket(socket, announce=self._announce, publish=self._publish, answer=self._figure)
         self._reader: RingReader | None = None
-        self._ignored_inode: int | None = None
+        self._ignored_ring: tuple[int, int] | None = None
+        """Inode and instant of creation: a new file may get an old one's inode."""
+        self._warned_inode: int | None = None
         self._engine_lost_ns: int | None = None
+        self._inherited = False
+        """Whether an earlier meter's open requests were taken over: they are the first engine's."""
         self._boot_id = boot_id()
         self._accounts = self._open_accounts(recording)
         self._host = HostMeter(HostCounters(packages=self._kind != "rapl"), time.monotonic_ns())
@@ -203,7 +226,11 @@ class Meter:
         self._started_ns = time.monotonic_ns()
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Until `stop` is set; what is settled by then is written."""
+        """Until `stop` is set; what is settled by then is written.
+
+        Raises:
+            EtameterError: the counters are read no more, or the ledger can't be written.
+        """
         runner = web.AppRunner(self._application(), access_log=None)
         try:
             await self._socket.start()
@@ -218,12 +245,17 @@ class Meter:
                 tick += 1
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(stop.wait(), TICK_S)
-                if writing.done():
+                if writing.done() or not self._sampler.running:
                     break
+            died = not self._sampler.running
             self._sampler.stop()
             self._stopping = True
             self._work.set()
             await writing
+            if died:
+                raise EtameterError(
+                    "the thread that reads the counters has died", "see the log, and start the meter again"
+                )
         finally:
             await runner.cleanup()
             await self._socket.stop()
@@ -236,6 +268,7 @@ class Meter:
         host, port = self._settings.meter.host, self._settings.meter.port
         try:
             await web.TCPSite(runner, host, port).start()
+            port = runner.addresses[0][1]  # 0 has become one that was free
         except OSError as error:
             raise MeterBusy(
                 f"port {port} of {host} is not free ({error.strerror})", "name another with --port"
@@ -257,7 +290,6 @@ class Meter:
             if recording is None
             else Recorder(recording, devices, self._boot_id, self._resumable(), about=self._about())
         )
-        accounts.inherit(self._ledger.open_requests(self._boot_id))
         for counter in self._counters:
             accounts.timelines()[counter.gpu_uuid].power_limit_w = counter.power_limit_w()
         return accounts
@@ -362,16 +394,36 @@ class Meter:
         except FileNotFoundError:
             return
         except EngineError as error:
-            logger.warning("%s", error)
+            self._warn_once(error)
             return
-        if reader.inode == self._ignored_inode or not alive(reader.header.pid):
-            self._ignored_inode = reader.inode
+        ring = reader.inode, reader.header.created_ns
+        if ring == self._ignored_ring or not alive(reader.header.pid):
+            if ring != self._ignored_ring:
+                logger.warning(
+                    "the ring %s is ignored: its engine (pid %d) has ended, or runs in another PID namespace",
+                    self._ring_path,
+                    reader.header.pid,
+                )
+            self._ignored_ring = ring
             reader.close()
             return
         self._reader, self._engine_lost_ns = reader, None
         self._metrics.know_model(reader.header.model)
+        if not self._inherited:
+            self._inherited = True
+            self._accounts.inherit(self._receipts.open_requests(self._boot_id, reader.header.engine))
         self._accounts.open_engine(reader.header)
         logger.info("engine %s serves %s", reader.header.engine, reader.header.model)
+
+    def _warn_once(self, error: EngineError) -> None:
+        """Say of each file only once that it is no ring."""
+        try:
+            inode = self._ring_path.stat().st_ino
+        except OSError:
+            return
+        if inode != self._warned_inode:
+            self._warned_inode = inode
+            logger.warning("%s", error)
 
     def _lose_engine(self, now_ns: int) -> None:
         if self._engine_lost_ns is None:
@@ -488,4 +540,4 @@ class Meter:
     async def _receipt(self, request: web.Request) -> web.Response:
         receipt_id = request.match_info["receipt_id"]
         energy, reason = self._figure(receipt_id) if is_receipt_id(receipt_id) else (None, "no_such_receipt")
-        return web.json_response({"energy": energy, "reason": reason}, status=200 if energy is not None else 404)
+        return web.json_response({"energy": energy, "energy_reason": reason}, status=200 if energy is not None else 404)

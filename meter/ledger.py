@@ -42,7 +42,7 @@ _INSERT_REQUEST = (
     "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
 _SELECT_ALL = "SELECT * FROM requests ORDER BY arrival_ns"
-_SELECT_OPEN = "SELECT * FROM requests WHERE settled = 0 AND boot_id = ? ORDER BY arrival_ns"
+_SELECT_OPEN = "SELECT * FROM requests WHERE settled = 0 AND boot_id = ? AND engine = ? ORDER BY arrival_ns"
 _SELECT_RECEIPT = "SELECT * FROM requests WHERE receipt_id = ? ORDER BY arrival_ns"
 
 
@@ -155,9 +155,9 @@ class Ledger:
             return None
         return resume_from(json.loads(row[0]))
 
-    def open_requests(self, boot_id: str) -> list[RequestRow]:
-        """Requests of this boot that were not settled."""
-        return self._select(_SELECT_OPEN, (boot_id,))
+    def open_requests(self, boot_id: str, engine: str) -> list[RequestRow]:
+        """An engine's requests of this boot that were not settled."""
+        return self._select(_SELECT_OPEN, (boot_id, engine))
 
     def receipt(self, receipt_id: str) -> list[RequestRow]:
         """The engine requests behind one response: several where it had several prompts."""

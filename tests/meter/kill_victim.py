@@ -57,7 +57,7 @@ def meter(directory: Path, edges: list[Edge], end_ns: int, progress: mmap) -> No
     ledger = Ledger(directory / "ledger.db")
     resume = ledger.resume()
     accounts = Accounts([device()], BOOT, resume)
-    accounts.inherit(ledger.open_requests(BOOT))
+    accounts.inherit(ledger.open_requests(BOOT, "engine-0"))
     reader = RingReader(directory / "ring")
     accounts.open_engine(replace(reader.header, created_ns=0))  # simulated time, like all other instants here
     records = reader.poll()

@@ -73,7 +73,7 @@ class StandIn:
     async def receipt(self, request: web.Request) -> web.Response:
         receipt_id = request.match_info["receipt_id"]
         times = self.asked[receipt_id] = self.asked.get(receipt_id, 0) + 1
-        return web.json_response({"energy": self._energy(receipt_id, settled=times > 1), "reason": None})
+        return web.json_response({"energy": self._energy(receipt_id, settled=times > 1), "energy_reason": None})
 
     @staticmethod
     def _energy(receipt_id: str, *, settled: bool) -> dict[str, Any]:

@@ -1,8 +1,10 @@
 """The meter as a process: a ring and a board are fed to it as an engine and a GPU would, through the same files and libraries."""
 
+import asyncio
 import http.client
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -16,6 +18,9 @@ from typing import Any
 
 import pytest
 
+from etameter import config, daemon
+from etameter.counters.simulated import SimulatedCounter
+from etameter.errors import EtameterError
 from etameter.ledger import Ledger, Totals
 from etameter.serving.ring import RingWriter, Row
 from tests.simnvml.board import Board, Call, Sensor
@@ -168,6 +173,8 @@ def test_unknown_receipts_and_other_paths_are_not_found(tmp_path: Path) -> None:
     with lit_board(tmp_path) as board, running(tmp_path, board.environment()) as meter:
         for path in (f"/energy/{'0' * 32}", "/energy/x", "/energy/..%2f..%2fetc%2fpasswd", "/nothing"):
             assert meter.get(path)[0] == 404
+        told = json.loads(meter.get(f"/energy/{'0' * 32}")[1])
+        assert told == {"energy": None, "energy_reason": "unknown_request"}
 
 
 def test_the_socket_gives_figures_to_its_own_user_and_survives_nonsense(tmp_path: Path) -> None:
@@ -248,6 +255,97 @@ def test_a_second_meter_is_told_who_has_the_socket(tmp_path: Path) -> None:
             "stop it, or set ETAMETER_RUN to another directory"
         )
         assert meter.ready()
+
+
+def test_a_second_meter_on_the_same_ledger_is_told_who_writes_it(tmp_path: Path) -> None:
+    with lit_board(tmp_path) as board, running(tmp_path, board.environment()) as meter:
+        second = start(tmp_path, {**board.environment(), "ETAMETER_RUN": str(tmp_path / "another run")})
+        assert refusal(second) == (
+            f"etameter: another meter (pid {meter.process.pid}) writes the ledger {tmp_path}/ledger.db: "
+            "stop it, or name another file with --ledger"
+        )
+        assert meter.ready()
+
+
+def test_a_free_port_is_taken_and_named(tmp_path: Path) -> None:
+    with lit_board(tmp_path) as board:
+        meter = start(tmp_path, board.environment(), port=0)
+        try:
+            assert meter.process.stderr is not None
+            address = re.search(r"http://127\.0\.0\.1:(\d+)/metrics", meter.process.stderr.readline())
+            assert address is not None
+            meter.port = int(address[1])
+            assert meter.ready()
+        finally:
+            meter.process.kill()
+            meter.process.communicate()
+
+
+def test_a_servers_files_of_metrics_are_left_alone(tmp_path: Path) -> None:
+    files = tmp_path / "prometheus"
+    files.mkdir()
+    with ExitStack() as stack:
+        board = stack.enter_context(lit_board(tmp_path))
+        environment = {**board.environment(), "PROMETHEUS_MULTIPROC_DIR": str(files)}
+        meter = stack.enter_context(running(tmp_path, environment))
+        assert meter.get("/metrics")[0] == 200
+        assert list(files.iterdir()) == []
+
+
+def test_what_can_never_be_a_ring_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "ring").mkdir()
+    with lit_board(tmp_path) as board:
+        assert refusal(start(tmp_path, board.environment())) == (
+            f"etameter: the ring {tmp_path}/ring is no file: name the file that the engine's scheduler writes with --ring"
+        )
+
+
+def test_of_a_file_that_is_no_ring_it_is_said_once(tmp_path: Path) -> None:
+    (tmp_path / "ring").write_bytes(b"x" * 8192)
+    with lit_board(tmp_path) as board, running(tmp_path, board.environment()) as meter:
+        time.sleep(0.5)
+        with engine(tmp_path):
+            until(lambda: json.loads(meter.get("/health")[1])["engine"])
+        meter.process.kill()
+        assert meter.process.stderr is not None
+        assert meter.process.stderr.read().count("is no ring of steps") == 1
+
+
+def test_a_ring_whose_writer_is_not_seen_is_ignored_aloud_and_not_for_its_inode(tmp_path: Path) -> None:
+    writer = f"from tests.meter.test_daemon import *; RingWriter(Path({str(tmp_path / 'ring')!r}), engine='gone', model='m', dtype='d')"
+    process = subprocess.Popen([sys.executable, "-c", writer], cwd=Path(__file__).parents[2])
+    assert process.wait(PATIENCE_S) == 0
+    with lit_board(tmp_path) as board, running(tmp_path, board.environment()) as meter:
+        time.sleep(0.3)
+        assert json.loads(meter.get("/health")[1])["engine"] is None
+        other = tmp_path / "other"
+        RingWriter(other, engine="engine-1", model="m", dtype="d")
+        (tmp_path / "ring").write_bytes(other.read_bytes())  # another ring in the same inode
+        until(lambda: json.loads(meter.get("/health")[1])["engine"] == "engine-1")
+        meter.process.kill()
+        assert meter.process.stderr is not None
+        said = meter.process.stderr.read()
+    line = f"the ring {tmp_path}/ring is ignored: its engine (pid {process.pid}) has ended, or runs in another PID namespace"
+    assert said.count(line) == said.count("is ignored") == 1
+
+
+class Vanishing(SimulatedCounter):
+    """A counter whose reading ends the thread that reads it."""
+
+    def __init__(self) -> None:
+        self.gpu_uuid, self.board_name = "GPU-0", "h100"
+
+    def read_mj(self) -> int:
+        raise SystemExit
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_meter_that_reads_its_counter_no_more_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ETAMETER_STATE", str(tmp_path))
+    settings = config.load(None, {"meter": {"port": 0}})
+    meter = daemon.Meter(settings, tmp_path / "ring", tmp_path / "meter.sock", [Vanishing()])
+    with pytest.raises(EtameterError, match="the thread that reads the counters has died"):
+        asyncio.run(asyncio.wait_for(meter.run(asyncio.Event()), PATIENCE_S))
 
 
 def test_a_port_in_use_is_named(tmp_path: Path) -> None:

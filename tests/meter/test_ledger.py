@@ -39,8 +39,9 @@ def test_what_is_settled_is_read_back(tmp_path: Path) -> None:
     assert ledger.requests() == [row(0), row(1, settled=False)]
     assert ledger.receipt(RECEIPT) == [row(0), row(1, settled=False)]
     assert ledger.receipt("cd" * 16) == []
-    assert ledger.open_requests("boot") == [row(1, settled=False)]
-    assert ledger.open_requests("another boot") == []
+    assert ledger.open_requests("boot", "engine-0") == [row(1, settled=False)]
+    assert ledger.open_requests("boot", "engine-1") == []
+    assert ledger.open_requests("another boot", "engine-0") == []
     assert ledger.resume() == resume()
 
 
