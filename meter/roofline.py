@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from etameter.costs import Costs, prior
 
 
@@ -68,6 +70,11 @@ class Board:
     decode_token_j: float
 
 
+ROOFLINE_DEVIATION = np.array([0.7, 1.0, 1.0, 1.0, 1.0, 1.0])
+"""Relative: what a board draws idle is better known from its name than what a model's work takes on it."""
+LAUNCH_S = 0.002
+"""A step of a model that is tiny for its board takes so long whatever it computes."""
+
 H100 = Board(122.8, 700.0, 0.78 * 3.35e12, 0.55 * 989e12, 1.28e-10, 2.31e-10, 9.1e-13, 0.0251)
 A100 = Board(82.9, 400.0, 0.78 * 2.04e12, 0.55 * 312e12, 1.54e-10, 2.71e-10, 1.66e-12, 0.0273)
 CPU_PACKAGE = Board(20.0, 400.0, 3e10, 5e11, 1e-9, 1e-9, 5e-11, 1e-3)
@@ -124,4 +131,5 @@ def roofline_prior(board: Board, shape: ModelShape) -> Costs:
         flop / board.flop_per_s,
         shape.kv_token_bytes / board.bytes_per_s,
     )
-    return prior(energy, time_s)
+    floor = np.array([0.0, board.idle_w * LAUNCH_S, 0.0, 0.0, 0.0, 0.0])
+    return prior(energy, time_s, ROOFLINE_DEVIATION, floor)
