@@ -63,7 +63,7 @@ def run(*, url: str | None, model: str | None, profile: Profile, as_json: bool) 
         0, or 130 after Ctrl-C.
 
     Raises:
-        EtameterError: one line says what to mend; nothing is left running.
+        EtameterError: one line says what to mend, or which requests have no energy; nothing is left running.
     """
     cpu_engine.check_system()
     try:
@@ -76,6 +76,9 @@ def run(*, url: str | None, model: str | None, profile: Profile, as_json: bool) 
         sys.stdout.write(demo_report.as_json(report) + "\n")
     else:
         demo_report.show(report)
+    failure = demo_report.without_energy(report.exchanges)
+    if failure is not None:
+        raise EtameterError(failure, f"see {report.addresses.get('ledger and log', 'the log of the server')}")
     return 0
 
 

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from .ledger import Totals
 
-NO_VERDICT = "too few for a verdict: `make ab`"
+NO_VERDICT = "too few for a verdict"
 COLUMNS = ("request", "arm", "prompt tok", "output tok", "prompt J", "output J", "Wh/output tok", "± J", "source")
 
 
@@ -53,10 +53,11 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class ArmSum:
-    """What an arm's requests came to; those without a receipt are not in it."""
+    """What an arm's requests came to; those without a receipt are counted apart."""
 
     arm: str
     requests: int
+    unmetered: int
     energy_j: float
     output_tokens: int
     wh_per_output_token: float | None
@@ -64,14 +65,15 @@ class ArmSum:
 
 
 def arm_sums(exchanges: list[Exchange]) -> Iterator[ArmSum]:
-    """One sum for each arm, in the order in which they first appear."""
-    for arm in dict.fromkeys(exchange.arm for exchange in exchanges):
+    """One sum for each arm that has any energy, in the order in which they first appear."""
+    for arm in dict.fromkeys(exchange.arm for exchange in exchanges if exchange.energy is not None):
         metered = [(one, one.energy) for one in exchanges if one.arm == arm and one.energy is not None]
         output_j = sum(energy["output_joules"] for _, energy in metered)
         paid_tokens = sum(max(one.output_tokens - 1, 0) for one, _ in metered)
         yield ArmSum(
             arm=arm,
             requests=len(metered),
+            unmetered=sum(one.arm == arm for one in exchanges) - len(metered),
             energy_j=sum(energy["energy_joules"] for _, energy in metered),
             output_tokens=sum(one.output_tokens for one, _ in metered),
             wh_per_output_token=output_j / 3600 / paid_tokens if paid_tokens else None,
@@ -90,6 +92,21 @@ def balance_line(totals: Totals, shown_j: float) -> str:
         f"+ overhead {totals.engine_overhead_j:.3f} + unattributed {unattributed_j:.3f}{f' ({causes})' if causes else ''} = counter {totals.measured_j:.3f} J "
         f"(differs by {totals.residual_j:.1e} J)  source={'+'.join(sorted(totals.sources))}"
     )
+
+
+def without_energy(exchanges: list[Exchange]) -> str | None:
+    """Which requests have no energy, and why; None where all have."""
+    missing = [one for one in exchanges if one.energy is None]
+    if not missing:
+        return None
+    which = ", ".join(f"{one.request} under {one.arm} ({one.reason or 'no reason given'})" for one in missing)
+    return f"metering failed: {len(missing)} of {len(exchanges)} requests have no energy, {which}"
+
+
+def own_command() -> str:
+    """What starts etameter in this environment, whether it is on the PATH or not."""
+    started = sys.argv[0]
+    return f"{sys.executable} -m etameter" if started.endswith("__main__.py") else started
 
 
 def show(report: Report) -> None:
@@ -111,8 +128,9 @@ def show(report: Report) -> None:
     sums = list(arm_sums(report.exchanges))
     for total in sums:
         say(
-            f"{total.arm}: {total.energy_j:.2f} J for {total.requests} requests, {total.output_tokens} output tokens, "
-            f"{_wh(total.wh_per_output_token)} Wh/output token  source={source}"
+            f"{total.arm}: {total.energy_j:.2f} J for {total.requests} requests"
+            f"{f' ({total.unmetered} more without energy)' if total.unmetered else ''}, "
+            f"{total.output_tokens} output tokens, {_wh(total.wh_per_output_token)} Wh/output token  source={source}"
         )
     say(NO_VERDICT)
     if report.totals is not None:
@@ -122,7 +140,8 @@ def show(report: Report) -> None:
         say(remark)
     for what, where in report.addresses.items():
         say(f"{what}: {where}")
-    say("next: `etameter serve MODEL`")
+    if without_energy(report.exchanges) is None:
+        say(f"next: `{own_command()} serve MODEL`")
 
 
 def _table(report: Report, *, simulated: bool) -> Table:
@@ -174,6 +193,7 @@ def as_json(report: Report) -> str:
             "arms": {
                 total.arm: {
                     "requests": total.requests,
+                    "requests_without_energy": total.unmetered,
                     "energy_joules": total.energy_j,
                     "output_tokens": total.output_tokens,
                     "wh_per_output_token": total.wh_per_output_token,

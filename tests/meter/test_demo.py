@@ -1,13 +1,14 @@
 """The demo's report, and how it chooses what to meter. The demo itself is run by tests/test_boot.py."""
 
 import json
+import sys
 
 import pytest
 
 from etameter import demo, demo_report
 from etameter.counters import nvml, rapl
 from etameter.demo_report import Exchange, Report, arm_sums, balance_line
-from etameter.errors import CounterError, EngineError
+from etameter.errors import CounterError, EngineError, EtameterError
 from etameter.ledger import Totals
 
 pytestmark = pytest.mark.unit
@@ -50,8 +51,9 @@ TOTALS = Totals(
 
 
 def test_an_arms_sum_leaves_out_first_tokens_and_requests_without_a_receipt() -> None:
-    plain, terse = arm_sums(EXCHANGES)
+    plain, terse = arm_sums([*EXCHANGES, Exchange("a", "other", 9, 5, None, "meter_away")])
     assert (plain.arm, plain.requests, plain.energy_j, plain.output_tokens) == ("plain", 2, 111.0, 32)
+    assert (plain.unmetered, terse.unmetered) == (0, 1)
     assert plain.wh_per_output_token == pytest.approx(108.0 / 3600 / 30)
     assert (terse.arm, terse.requests, terse.energy_j, terse.output_tokens) == ("terse", 1, 3.0, 1)
     assert terse.wh_per_output_token is None
@@ -73,7 +75,37 @@ def test_every_line_with_a_figure_names_its_source(capsys: pytest.CaptureFixture
     assert len([line for line in figures if "simulated" in line]) == len(figures) - 2  # the head, and b/terse
     assert any("meter_away" in line for line in figures)
     assert any("0.125 modelled GPU seconds" in line for line in lines)
-    assert lines[-1] == "next: `etameter serve MODEL`"
+    assert any("3.00 J for 1 requests (1 more without energy), 1 output tokens" in line for line in lines)
+    assert "too few for a verdict" in lines
+    assert not any(line.startswith("next: ") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("started", "command"),
+    [(".venv/bin/etameter", ".venv/bin/etameter"), ("/x/meter/__main__.py", f"{sys.executable} -m etameter")],
+)
+def test_a_metered_demo_ends_with_a_command_that_works_here(
+    started: str, command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", [started, "demo"])
+    demo_report.show(Report(EXCHANGES[:3], method="Metered: a test.", counter="simulated"))
+    assert capsys.readouterr().out.splitlines()[-1] == f"next: `{command} serve MODEL`"
+
+
+def test_a_demo_in_which_a_request_has_no_energy_has_failed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    report = Report(list(EXCHANGES), method="Metered: a test.", addresses={"ledger and log": "the folder"})
+    monkeypatch.setattr(demo, "_running", lambda *_: report)
+    monkeypatch.setenv("ETAMETER_RUN", "")  # which the demo sets
+    with pytest.raises(EtameterError) as raised:
+        demo.run(url="http://127.0.0.1:8000", model=None, profile="h100", as_json=False)
+    assert str(raised.value) == (
+        "metering failed: 1 of 4 requests have no energy, b under terse (meter_away): see the folder"
+    )
+    assert raised.value.exit_code == 2
+    report.exchanges.pop()
+    assert demo.run(url="http://127.0.0.1:8000", model=None, profile="h100", as_json=False) == 0
 
 
 def test_the_report_as_json_has_what_the_table_has() -> None:
@@ -87,6 +119,7 @@ def test_the_report_as_json_has_what_the_table_has() -> None:
         None,
     ]
     assert read["arms"]["plain"]["energy_joules"] == 111.0
+    assert read["arms"]["terse"]["requests_without_energy"] == 1
     assert read["balance"]["counter_joules"] == 136.5
     assert read["balance"]["residual_joules"] == 0.5
 
