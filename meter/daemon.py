@@ -52,14 +52,14 @@ RETRY_S = 1.0
 PUBLIC_IDS = 65_536
 
 
-def run(settings: config.Config, ring: Path, board: Path | None, socket: Path) -> None:
-    """Run the meter of one engine until SIGTERM or SIGINT.
+def run(settings: config.Config, ring: Path, board: Path | None, socket: Path) -> int | None:
+    """Run the meter of one engine until SIGTERM or SIGINT; returns which of them came.
 
     Raises:
         EtameterError: no counter, no socket, no port, no ledger.
     """
     logging.basicConfig(level=logging.INFO, format="etameter: %(message)s", stream=sys.stderr)
-    asyncio.run(_run(settings, ring, board, socket))
+    return asyncio.run(_run(settings, ring, board, socket))
 
 
 def record(settings: config.Config, ring: Path, board: Path | None, file: Path, seconds: float | None) -> None:
@@ -84,13 +84,19 @@ async def _run(
     socket: Path,
     recording: Path | None = None,
     seconds: float | None = None,
-) -> None:
+) -> int | None:
     stop = asyncio.Event()
+    came: list[int] = []
+
+    def end(number: int) -> None:
+        came.append(number)
+        stop.set()
+
     loop = asyncio.get_running_loop()
     if seconds is not None:
         loop.call_later(seconds, stop.set)
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, end, number)
     check_ring(ring)
     ledger = settings.ledger.resolve()
     with contextlib.ExitStack() as held:
@@ -105,6 +111,7 @@ async def _run(
         for counter in counters:
             held.callback(counter.close)
         await Meter(settings, ring, socket, counters, recording).run(stop)
+    return came[0] if came else None
 
 
 def check_ring(path: Path) -> None:
@@ -407,12 +414,18 @@ class Meter:
             self._ignored_ring = ring
             reader.close()
             return
-        self._reader, self._engine_lost_ns = reader, None
-        self._metrics.know_model(reader.header.model)
         if not self._inherited:
             self._inherited = True
             self._accounts.inherit(self._receipts.open_requests(self._boot_id, reader.header.engine))
-        self._accounts.open_engine(reader.header)
+        try:
+            self._accounts.open_engine(reader.header)
+        except EngineError as error:  # it works on GPUs that are not ours, or does not say on which
+            logger.warning("the ring %s is ignored: %s", self._ring_path, error)
+            self._ignored_ring = ring
+            reader.close()
+            return
+        self._reader, self._engine_lost_ns = reader, None
+        self._metrics.know_model(reader.header.model)
         logger.info("engine %s serves %s", reader.header.engine, reader.header.model)
 
     def _warn_once(self, error: EngineError) -> None:

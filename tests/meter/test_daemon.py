@@ -247,6 +247,15 @@ def test_a_second_engine_takes_the_ring_over(tmp_path: Path) -> None:
         assert balanced(ledger.totals())
 
 
+def test_an_engine_on_gpus_that_this_meter_does_not_read_is_ignored_with_a_reason(tmp_path: Path) -> None:
+    with lit_board(tmp_path) as board, running(tmp_path, board.environment()) as meter:
+        RingWriter(tmp_path / "ring", engine="engine-0", model="m", dtype="bfloat16", gpu_uuids=["GPU-elsewhere"])
+        with engine(tmp_path) as ring:
+            until(lambda: json.loads(meter.get("/health")[1])["engine"] == "engine-0")
+            serve_one(ring, 5)
+            assert until(meter.settled)["energy_joules"] > 0
+
+
 def test_a_second_meter_is_told_who_has_the_socket(tmp_path: Path) -> None:
     with lit_board(tmp_path) as board, running(tmp_path, board.environment()) as meter:
         second = start(tmp_path, board.environment())
