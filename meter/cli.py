@@ -1,5 +1,6 @@
 """The command line. Each command imports what it needs when it runs, so that `etameter --help` stays fast."""
 
+import signal
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -129,7 +130,7 @@ def meter(
     port: Annotated[int | None, typer.Option(help="Port of the meter's HTTP server.")] = None,
     socket: Annotated[Path | None, typer.Option(metavar="FILE", help="Socket that the middleware talks to.")] = None,
     config_file: Annotated[Path | None, typer.Option("--config", metavar="FILE", help=_CONFIG_HELP)] = None,
-) -> None:
+) -> int:
     """Run the meter alone, for engines that are started otherwise."""
     from . import config, daemon
 
@@ -147,7 +148,8 @@ def meter(
             }
         },
     )
-    daemon.run(loaded, ring or config.ring_path(loaded.serve.engine), board, socket or config.socket_path())
+    came = daemon.run(loaded, ring or config.ring_path(loaded.serve.engine), board, socket or config.socket_path())
+    return INTERRUPTED if came == signal.SIGINT else 0
 
 
 @app.command()

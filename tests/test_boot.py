@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 
-from etameter.serving import ports
+from etameter.serving import launch, ports
 from tests.serving.processes import wait_until, with_environment
 from tests.simnvml.board import Board, Call
 
@@ -284,6 +284,25 @@ def test_an_interrupt_at_any_moment_of_the_start_leaves_nothing(
     command.communicate(timeout=20.0)
     assert command.returncode in {130, -number}  # Python itself was not up yet
     wait_until(lambda: place.left() == [], 1.0)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_a_meter_says_how_it_was_ended(place: Place, number: signal.Signals, code: int) -> None:
+    board = place.path / "board"
+    files = ["--profile", "h100", "--ring", str(place.path / "ring"), "--board", str(board)]
+    publisher = subprocess.Popen(
+        [sys.executable, "-m", "etameter.counters.simulated", *files], env=place.environment, cwd=place.path
+    )
+    try:
+        wait_until(board.exists)
+        meter = place.start("meter", "--simulate-gpu", "h100", "--board", str(board), "--port", str(place.meter_port))
+        wait_until(lambda: launch.answers("127.0.0.1", place.meter_port))
+        meter.send_signal(number)
+        meter.communicate(timeout=20.0)
+        assert meter.returncode == code
+    finally:
+        publisher.terminate()
+        publisher.wait(10.0)
 
 
 def _ask(port: int) -> dict[str, Any]:

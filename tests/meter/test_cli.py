@@ -148,6 +148,14 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith("etameter 0.")
 
 
+@pytest.mark.parametrize(("came", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0), (None, 0)])
+def test_a_meter_that_was_interrupted_exits_130(
+    monkeypatch: pytest.MonkeyPatch, came: signal.Signals | None, code: int
+) -> None:
+    monkeypatch.setattr(etameter, "daemon", SimpleNamespace(run=lambda *_: came), raising=False)
+    assert _run("meter") == code
+
+
 def test_an_interrupt_exits_130(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object, **__: object) -> None:
         signal.raise_signal(signal.SIGINT)
