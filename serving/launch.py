@@ -16,7 +16,8 @@ from os import environ
 from pathlib import Path
 
 from etameter import config
-from etameter.errors import ConfigError, EngineError
+from etameter.counters import nvml
+from etameter.errors import ConfigError, CounterError, EngineError
 
 from . import cpu_engine, ports
 from . import model as model_source
@@ -60,8 +61,10 @@ def serve(model: str, options: Sequence[str], settings: config.Config, config_fi
 
 def _serve(model: str, options: Sequence[str], settings: config.Config, config_file: Path | None) -> None:
     warning = check(model, options)
-    if warning:
-        _say(warning)
+    check_metering(settings)
+    for line in (warning, unmetered_ranks(options)):
+        if line:
+            _say(line)
     server = engine_service(model, options, settings, sink=_pass_on)
     host, port = address(options)
     ring = config.ring_path(settings.serve.engine)
@@ -143,7 +146,7 @@ def check(model: str, options: Sequence[str]) -> str | None:
         ("--scheduler-cls", "leave it out: etameter needs its own, which subclasses the one vLLM would have chosen"),
         ("--model", "name the model once, first"),
     ):
-        if any(given == option or given.startswith(option + "=") for given in options):
+        if any(_split(word)[0] == option for word in options):
             raise ConfigError(f"{option} can't be given to etameter serve", remedy)
     version = cpu_engine.installed_version()
     if version is None:
@@ -155,6 +158,40 @@ def check(model: str, options: Sequence[str]) -> str | None:
     model_source.check(model)
     ports.check(*address(options), _OTHER_PORT)
     return warning
+
+
+def check_metering(settings: config.Config) -> None:
+    """Looks whether the meter can be reached, and whether it would meter what vLLM runs on.
+
+    Raises:
+        ConfigError, EngineError: what to mend.
+    """
+    if settings.meter.port == 0:
+        raise ConfigError("the meter's port is 0", "name one with --meter-port: `etameter meter` alone may take any")
+    version = cpu_engine.installed_version() or ""
+    if version.endswith("cpu") and settings.meter.simulate_gpu is None and _nvml_answers():
+        raise EngineError(
+            f"there is a GPU, but the vLLM here ({version}) is built for CPUs",
+            "make an environment for the GPU (pip install 'etameter[vllm]'), or meter a simulated board (--simulate-gpu h100)",
+        )
+
+
+def _nvml_answers() -> bool:
+    """Whether the meter would take NVML's counters. What fails in NVML, the meter says itself."""
+    try:
+        for counter in nvml.discover(allow_shared=True):
+            counter.close()
+    except CounterError:
+        return False
+    return True
+
+
+def unmetered_ranks(options: Sequence[str]) -> str | None:
+    """A warning where vLLM will run several engines: each writes a ring, and the meter reads one."""
+    ranks = _value_of("--data-parallel-size", options) or _value_of("-dp", options) or "1"
+    if ranks.isdecimal() and int(ranks) > 1:
+        return f"only rank 0 of {ranks} is metered: requests that other data-parallel ranks serve get no energy"
+    return None
 
 
 def address(options: Sequence[str]) -> tuple[str, int]:
@@ -169,11 +206,16 @@ def _value_of(option: str, options: Sequence[str]) -> str | None:
     """The value of `--option value` or `--option=value`, the last one given."""
     value = None
     for here, following in zip_longest(options, options[1:], fillvalue=""):
-        if here == option:
-            value = following
-        elif here.startswith(option + "="):
-            value = here.partition("=")[2]
+        name, own = _split(here)
+        if name == option:
+            value = following if own is None else own
     return value
+
+
+def _split(word: str) -> tuple[str, str | None]:
+    """The name of an option, with dashes where vLLM takes underscores too, and its value where that is in the same word."""
+    name, equals, value = word.partition("=")
+    return name.replace("_", "-") if name.startswith("--") else name, value if equals else None
 
 
 def engine_service(

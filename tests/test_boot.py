@@ -219,6 +219,17 @@ def _mig(place: Place, stack: ExitStack) -> list[str]:
     return place.serve()
 
 
+def _cpu_build_beside_a_gpu(place: Place, stack: ExitStack) -> list[str]:
+    _board(place, stack)
+    shutil.rmtree(place.path / "stand-in")
+    place.stand_in(version="0.32.0+cpu")
+    return place.serve()
+
+
+def _meter_on_any_port(place: Place, _: ExitStack) -> list[str]:
+    return place.serve("--simulate-gpu", "h100", "--meter-port", "0")
+
+
 def _demo_with_failing_nvml(place: Place, stack: ExitStack) -> list[str]:
     _board(place, stack).fail(Call.ENERGY, NO_PERMISSION)
     return ["demo"]
@@ -249,6 +260,8 @@ FAULTS: list[tuple[Prepare, str]] = [
     (_nvml_forbidden, "this user may not read the GPU: run as"),
     (_no_driver, "the NVIDIA driver isn't running: make nvidia-smi work"),
     (_mig, "is split by MIG.*: switch MIG off"),
+    (_cpu_build_beside_a_gpu, r"there is a GPU, but the vLLM here \(0\.32\.0\+cpu\) is built for CPUs: make an env"),
+    (_meter_on_any_port, "the meter's port is 0: name one with --meter-port"),
     (_demo_with_failing_nvml, "this user may not read the GPU: run as"),
     (_demo_of_nobody, "the server does not answer .*: see that it runs"),
 ]
