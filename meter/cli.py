@@ -9,7 +9,7 @@ from typing import Annotated, Literal, NoReturn
 
 import typer
 
-from .errors import ConfigError, EtameterError
+from .errors import ConfigError, CounterError, EngineError, EtameterError
 
 REGRESSION = 3
 NOT_COMPARABLE = 4
@@ -111,7 +111,28 @@ def serve(
             "serve": {"engine": engine},
         },
     )
+    if loaded.meter.simulate_gpu is None:
+        _refuse_idle_gpu()
     return launch.serve(model, context.args, loaded, config_file)
+
+
+def _refuse_idle_gpu() -> None:
+    """Raises EngineError where the meter would read a GPU that vLLM does not use: its idle energy is no request's."""
+    from .counters import nvml
+    from .serving import cpu_engine
+
+    built = cpu_engine.installed_version() or ""
+    if not built.endswith("cpu"):
+        return
+    try:
+        for counter in nvml.discover(allow_shared=True):
+            counter.close()
+    except CounterError:
+        return  # there is no NVML, or one that fails: then the meter says so itself
+    raise EngineError(
+        f"there is a GPU, but the vLLM here ({built}) is built for CPUs",
+        "install vLLM for NVIDIA GPUs into an environment of its own, or meter a simulated board (--simulate-gpu h100)",
+    )
 
 
 @app.command()

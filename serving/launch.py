@@ -16,8 +16,7 @@ from os import environ
 from pathlib import Path
 
 from etameter import config
-from etameter.counters import nvml
-from etameter.errors import ConfigError, CounterError, EngineError
+from etameter.errors import ConfigError, EngineError
 
 from . import cpu_engine, ports
 from . import model as model_source
@@ -161,29 +160,9 @@ def check(model: str, options: Sequence[str]) -> str | None:
 
 
 def check_metering(settings: config.Config) -> None:
-    """Looks whether the meter can be reached, and whether it would meter what vLLM runs on.
-
-    Raises:
-        ConfigError, EngineError: what to mend.
-    """
+    """Raises ConfigError where nobody could find the meter."""
     if settings.meter.port == 0:
         raise ConfigError("the meter's port is 0", "name one with --meter-port: `etameter meter` alone may take any")
-    version = cpu_engine.installed_version() or ""
-    if version.endswith("cpu") and settings.meter.simulate_gpu is None and _nvml_answers():
-        raise EngineError(
-            f"there is a GPU, but the vLLM here ({version}) is built for CPUs",
-            "make an environment for the GPU (pip install 'etameter[vllm]'), or meter a simulated board (--simulate-gpu h100)",
-        )
-
-
-def _nvml_answers() -> bool:
-    """Whether the meter would take NVML's counters. What fails in NVML, the meter says itself."""
-    try:
-        for counter in nvml.discover(allow_shared=True):
-            counter.close()
-    except CounterError:
-        return False
-    return True
 
 
 def unmetered_ranks(options: Sequence[str]) -> str | None:

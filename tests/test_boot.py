@@ -260,7 +260,10 @@ FAULTS: list[tuple[Prepare, str]] = [
     (_nvml_forbidden, "this user may not read the GPU: run as"),
     (_no_driver, "the NVIDIA driver isn't running: make nvidia-smi work"),
     (_mig, "is split by MIG.*: switch MIG off"),
-    (_cpu_build_beside_a_gpu, r"there is a GPU, but the vLLM here \(0\.32\.0\+cpu\) is built for CPUs: make an env"),
+    (
+        _cpu_build_beside_a_gpu,
+        r"there is a GPU, but the vLLM here \(0\.32\.0\+cpu\) is built for CPUs: install vLLM for",
+    ),
     (_meter_on_any_port, "the meter's port is 0: name one with --meter-port"),
     (_demo_with_failing_nvml, "this user may not read the GPU: run as"),
     (_demo_of_nobody, "the server does not answer .*: see that it runs"),
