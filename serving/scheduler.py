@@ -24,8 +24,11 @@ from etameter.serving.ring import RingWriter, Row
 # A child of vLLM's logger, which has the handlers of this process.
 logger = logging.getLogger("vllm.etameter")
 
-METERING_FAILURES = (OSError, ValueError, KeyError, IndexError, AttributeError, TypeError, struct.error)
-"""What the hook may meet: a ring that can't be created or written, or a vLLM whose internals have moved."""
+METERING_FAILURES = (
+    *(ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, OSError),
+    *(RuntimeError, TypeError, ValueError, struct.error),
+)
+"""What the hook may meet: a ring that can't be created or written, a device that torch can't describe, or a vLLM whose internals have moved."""
 
 RING_DIRECTORY = "/dev/shm"  # noqa: S108  # shared memory is where the meter looks for rings
 
@@ -237,15 +240,20 @@ def open_ring(vllm_config: Any) -> RingWriter:
 
 
 def _gpu_uuids(parallel: Any) -> list[str]:
-    """The devices of this engine, in CUDA's order, which is not NVML's."""
+    """The devices of this engine that are in this machine, in CUDA's order.
+
+    vLLM's platform counts devices in NVML's order, which is another one where GPUs differ: it would name a GPU of somebody else.
+    """
     import torch  # vLLM has loaded it
 
     if not torch.cuda.is_available():
         return []
+    devices = torch.cuda.device_count()
     first = (parallel.data_parallel_rank_local or 0) * parallel.world_size
-    if first + parallel.world_size > torch.cuda.device_count():
+    if first + parallel.world_size > devices:
         first = 0  # the launcher shows each rank its own devices only
-    return [f"GPU-{torch.cuda.get_device_properties(first + i).uuid}" for i in range(parallel.world_size)]
+    last = min(first + parallel.world_size, devices)  # the others are another machine's
+    return [f"GPU-{torch.cuda.get_device_properties(index).uuid}" for index in range(first, last)]
 
 
 def _details(vllm_config: Any) -> dict[str, int | float | str]:

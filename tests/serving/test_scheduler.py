@@ -250,6 +250,52 @@ def test_an_engine_whose_ring_can_not_be_created_serves_unmetered(
     assert len(warned) == 2
 
 
+@pytest.mark.parametrize("kind", [AssertionError, RuntimeError, ImportError, ZeroDivisionError])
+def test_whatever_fails_in_the_meter_stays_there(
+    monkeypatch: pytest.MonkeyPatch, warned: list[str], kind: type[Exception]
+) -> None:
+    from etameter.serving import scheduler
+
+    class Scheduler:
+        def __init__(self, vllm_config: Any) -> None:
+            self.vllm_config = vllm_config
+
+    def fail(_: Any) -> None:
+        raise kind("Invalid device id")
+
+    monkeypatch.setattr(scheduler, "open_ring", fail)
+    scheduler._metered(Scheduler)(SimpleNamespace())
+    assert warned == [f"etameter: serving goes on unmetered: {kind.__name__}: Invalid device id"]
+
+
+@pytest.mark.parametrize(
+    ("world_size", "rank", "uuids"),
+    [
+        (2, 0, ["GPU-0", "GPU-1"]),
+        (2, 1, ["GPU-2", "GPU-3"]),
+        (4, 1, ["GPU-0", "GPU-1", "GPU-2", "GPU-3"]),
+        (16, 0, ["GPU-0", "GPU-1", "GPU-2", "GPU-3"]),
+        (1, None, ["GPU-0"]),
+    ],
+)
+def test_an_engine_names_those_of_its_devices_that_are_here(
+    monkeypatch: pytest.MonkeyPatch, world_size: int, rank: int | None, uuids: list[str]
+) -> None:
+    import torch
+
+    from etameter.serving import scheduler
+
+    def properties(index: int) -> Any:
+        assert index < 4, "Invalid device id"
+        return SimpleNamespace(uuid=index)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
+    parallel = SimpleNamespace(world_size=world_size, data_parallel_rank_local=rank)
+    assert scheduler._gpu_uuids(parallel) == uuids
+
+
 def test_the_receipt_goes_into_the_ids_of_this_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
     from vllm.v1.engine.input_processor import InputProcessor
 
