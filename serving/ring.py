@@ -382,8 +382,9 @@ def _header(mapped: mmap.mmap) -> RingHeader | None:
     except (ValueError, KeyError, TypeError):
         return None
     words = (header.boot_id, header.engine, header.model, header.dtype, *header.gpu_uuids)
-    typed = all(isinstance(word, str) for word in words) and isinstance(header.details, dict)
-    return header if typed and isinstance(header.pid, int) and isinstance(header.created_ns, int) else None
+    numbers = (header.pid, header.created_ns)
+    typed = all(type(word) is str for word in words) and all(type(number) is int for number in numbers)
+    return header if typed and type(header.details) is dict else None
 
 
 def _decode(kind: int, padded: bytes, checksum: int) -> Record | None:

@@ -16,6 +16,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -214,11 +215,18 @@ def test_the_openai_client_reads_energy_from_chat_and_completions_and_the_settle
     def complete() -> Any:
         return metered.client.completions.create(model=MODEL_NAME, prompt=prompts, max_tokens=8)
 
-    for ask in (lambda: metered.chat("Say something.", max_tokens=20), complete):
-        answer = until(lambda ask=ask: (answer := ask()).energy and answer)
+    def chat() -> Any:
+        return metered.chat("Say something.", max_tokens=20)
+
+    def answered(ask: Callable[[], Any]) -> Any:
+        answer = ask()
+        return answer.energy and answer
+
+    for ask in (chat, complete):
+        answer = until(partial(answered, ask))
         early = answer.energy
         assert early["energy_joules"] > 0
-        late = until(lambda early=early: _settled(metered, f"/energy/{early['receipt_id']}"))
+        late = until(partial(_settled, metered, f"/energy/{early['receipt_id']}"))
         assert late["energy_joules"] == pytest.approx(early["energy_joules"], rel=0.35)
         assert late["output_tokens"] == answer.usage.completion_tokens
         assert late["counter"] == "simulated"

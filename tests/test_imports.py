@@ -30,7 +30,9 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"etameter.daemon", "etameter.doctor", "etameter.inline"}),
     frozenset({"etameter.serving"}),
     frozenset({"etameter.prompts", "etameter.dashboards"}),
-    frozenset({"etameter.demo", "etameter.demo_report", "etameter.conversation", "etameter.verify", "etameter.gpu_check"}),
+    frozenset(
+        {"etameter.demo", "etameter.demo_report", "etameter.conversation", "etameter.verify", "etameter.gpu_check"}
+    ),
     frozenset({"etameter.cli"}),
     frozenset({"etameter.__main__", "etameter"}),  # the package's own door opens on `inline`
 )

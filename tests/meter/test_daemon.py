@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,8 +124,8 @@ def lit_board(directory: Path, power_w: float = 250.0, gpus: int = 1) -> Iterato
 
 
 @contextmanager
-def engine(directory: Path) -> Iterator[RingWriter]:
-    ring = RingWriter(directory / "ring", engine="engine-0", model="m", dtype="bfloat16")
+def engine(directory: Path, gpu_uuids: Sequence[str] = ()) -> Iterator[RingWriter]:
+    ring = RingWriter(directory / "ring", engine="engine-0", model="m", dtype="bfloat16", gpu_uuids=gpu_uuids)
     yield ring
     ring.close()
 
