@@ -197,9 +197,7 @@ async def _stream(
     request |= {"stream": True, "stream_options": {"include_usage": True, "continuous_usage_stats": True}}
     prompt_tokens = sum(len(message["content"]) for message in request["messages"]) // 4  # until the server says
     tokens, reason = 0, "abort"
-    link.opened(
-        receipt_id, {"arm": arm, "model": server.model, "endpoint": "chat", "stream": True, "arrival_ns": sent_ns}
-    )
+    link.opened(receipt_id, arm)
     try:
         async with session.post(f"{server.url}/v1/chat/completions", json=request) as response:
             await _refuse_failure(response)
@@ -219,5 +217,5 @@ async def _stream(
                 reason = (choice or {}).get("finish_reason") or reason
     finally:
         steps.finished(request_id, time.monotonic_ns(), reason)
-        link.closed(receipt_id, disconnected=reason == "abort")
+        link.closed(receipt_id)
     return Exchange(name, arm, prompt_tokens, tokens, None), receipt_id

@@ -39,7 +39,8 @@ class MeterLink:
         """Messages the meter will never get."""
         self._writer: asyncio.StreamWriter | None = None
         self._connection: asyncio.Task[None] | None = None
-        self._open: dict[str, Mapping[str, Any]] = {}
+        self._open: dict[str, str] = {}
+        """Receipt id → arm."""
         self._waiting: dict[tuple[str, str], asyncio.Future[Answer]] = {}
 
     def start(self) -> None:
@@ -54,17 +55,18 @@ class MeterLink:
                 await self._connection
             self._connection = None
 
-    def opened(self, receipt_id: str, about: Mapping[str, Any]) -> None:
+    def opened(self, receipt_id: str, arm: str) -> None:
         """A request has come in."""
-        message = {"type": "open", "receipt_id": receipt_id, **about}
-        self._open[receipt_id] = message
+        self._open[receipt_id] = arm
         if self._writer is not None:  # else it is announced when the meter is there
-            self._send(message)
+            self._announce(receipt_id, arm)
 
-    def closed(self, receipt_id: str, *, disconnected: bool) -> None:
-        """The response is complete, or its client is gone."""
-        if self._open.pop(receipt_id, None) is not None:
-            self._send({"type": "close", "receipt_id": receipt_id, "disconnected": disconnected})
+    def closed(self, receipt_id: str) -> None:
+        """The response is complete, or its client is gone: it is announced no more."""
+        self._open.pop(receipt_id, None)
+
+    def _announce(self, receipt_id: str, arm: str) -> None:
+        self._send({"type": "open", "receipt_id": receipt_id, "arm": arm})
 
     def ask(self, receipt_id: str, public_id: str | None) -> asyncio.Future[Answer]:
         """The energy of a request that has just ended. The answer may never come: wait for it with `answer_in`."""
@@ -108,8 +110,8 @@ class MeterLink:
                 continue
             backoff_s = FIRST_BACKOFF_S
             self._writer = writer
-            for message in self._open.values():
-                self._send(message)
+            for receipt_id, arm in self._open.items():
+                self._announce(receipt_id, arm)
             try:
                 await self._read(reader)
             except (OSError, ValueError) as failure:  # ValueError: a line that is no answer, or one too long
@@ -125,7 +127,7 @@ class MeterLink:
         while line := await reader.readline():
             message = json.loads(line)
             if not isinstance(message, dict):
-                raise ValueError(f"not an answer: {line[:80]!r}")  # noqa: TRY004  # of the wire, not of a caller
+                raise ValueError(f"a line of {len(line)} bytes is no answer")  # noqa: TRY004  # of the wire, not of a caller
             future = self._waiting.get((str(message.get("type")), str(message.get("receipt_id"))))
             if future is not None:
                 _resolve(future, Answer(message.get("energy"), message.get("reason")))

@@ -16,7 +16,6 @@ import json
 import logging
 import os
 import re
-import time
 import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextvars import ContextVar
@@ -36,13 +35,13 @@ logger = logging.getLogger("vllm.etameter")
 HOLD_S = 0.025
 """How long the end of a response may wait for its figure."""
 RECEIPT_WAIT_S = 1.0
-ENDPOINTS = {"/v1/chat/completions": "chat", "/v1/completions": "completions"}
+ENDPOINTS = frozenset({"/v1/chat/completions", "/v1/completions"})
 RECEIPT_PATH = re.compile(r"/energy/([0-9a-f]{32})")
 DEFAULT_ARMS = "unconstrained,entrace"
 UNLABELLED = "unlabelled"
 OTHER = "other"
 PARSED_LIMIT_BYTES = 256 << 10
-"""Larger request bodies are not looked into: the meter takes the model from the engine."""
+"""Larger request bodies are not looked into, and taken to ask for one choice."""
 EVENT_LIMIT_BYTES = 4 << 20
 """A stream without the end of an event for so long is no event stream, and is left alone."""
 NOT_IN_BAND = "engine_ids_unpatched"
@@ -58,7 +57,7 @@ _END_OF_EVENT = b"\n\n"
 
 
 class EnergyMiddleware:
-    """Pure ASGI. Costs a request one look at its body and one message each to open, ask and close it."""
+    """Pure ASGI. Costs a request one look at its body and one message each to open it and to ask for its energy."""
 
     def __init__(self, app: Application) -> None:
         self.app = app
@@ -75,11 +74,13 @@ class EnergyMiddleware:
             await self.app(scope, receive, send)
             return
         path = scope["path"].removeprefix(scope.get("root_path", ""))
-        endpoint = ENDPOINTS.get(path) if scope["method"] == "POST" else None
-        if endpoint is not None:
+        if scope["method"] == "POST" and path in ENDPOINTS:
             self._check_engine(scope)
-            await _Exchange(self, endpoint, _arm(scope, self.arms), receive, send).serve(scope)
+            await _Exchange(self, _arm(scope, self.arms), receive, send).serve(scope)
         elif scope["method"] == "GET" and path.startswith("/energy/"):
+            # The server logs the path when the response begins: who knows a receipt's id may read it.
+            scope["path"] = f"{scope.get('root_path', '')}/energy/"
+            scope["raw_path"] = scope["path"].encode()
             await self._answer_receipt(path, send)
         else:
             await self.app(scope, receive, send)
@@ -111,21 +112,17 @@ class EnergyMiddleware:
 class _Exchange:
     """One request and its response."""
 
-    def __init__(self, middleware: EnergyMiddleware, endpoint: str, arm: str, receive: Receive, send: Send) -> None:
+    def __init__(self, middleware: EnergyMiddleware, arm: str, receive: Receive, send: Send) -> None:
         self.app = middleware.app
         self.link = middleware.link
         self.in_band = middleware.in_band
-        self.endpoint = endpoint
         self.arm = arm
         self.receive = receive
         self.send = send
         self.receipt_id = uuid.uuid4().hex
-        self.arrival_ns = time.monotonic_ns()
         self.request_body = b""
         self.last_choices = 1
         """So many choices end before the response does."""
-        self.complete = False
-        self.disconnected = False
         self.start: Message | None = None
         """The head of a response that is not streamed: held until its length is known."""
         self.body = b""
@@ -146,7 +143,7 @@ class _Exchange:
             receipt_id.reset(token)
             if self.question is not None:
                 self.question.cancel()
-            self.link.closed(self.receipt_id, disconnected=self.disconnected or not self.complete)
+            self.link.closed(self.receipt_id)
 
     async def _receive(self) -> Message:
         message = await self.receive()
@@ -155,24 +152,19 @@ class _Exchange:
                 self.request_body += message.get("body", b"")
             if not message.get("more_body", False):
                 self._open()
-        elif message["type"] == "http.disconnect" and not self.complete:
-            self.disconnected = True
         return message
 
     def _open(self) -> None:
-        """Announce the request. What vLLM will refuse is announced too: it is closed with the refusal."""
-        model, stream = "", False
+        """Announce the request, vLLM may refuse it or not."""
         if len(self.request_body) <= PARSED_LIMIT_BYTES:
             try:
                 request = json.loads(self.request_body)
             except (ValueError, RecursionError):
                 request = None
             if isinstance(request, dict):
-                model, stream = str(request.get("model") or "")[:256], request.get("stream") is True
                 self.last_choices = _choices(request)
         self.request_body = b""
-        about = {"arm": self.arm, "model": model, "endpoint": self.endpoint, "stream": stream}
-        self.link.opened(self.receipt_id, {**about, "arrival_ns": self.arrival_ns})
+        self.link.opened(self.receipt_id, self.arm)
 
     async def _send(self, message: Message) -> None:
         await self.pass_on(message)
@@ -196,7 +188,6 @@ class _Exchange:
 
     async def _untouched(self, message: Message) -> None:
         await self.send(message)
-        self.complete = message["type"] == "http.response.body" and not message.get("more_body", False)
 
     async def _whole(self, message: Message) -> None:
         """A response in one piece: its field goes before the last brace."""
@@ -213,7 +204,6 @@ class _Exchange:
         ]
         await self.send({**self.start, "headers": headers})
         await self.send({**message, "body": body})
-        self.complete = True
 
     async def _streamed(self, message: Message) -> None:
         """Whole events go on as they come, but for one that may be the last."""
@@ -244,7 +234,6 @@ class _Exchange:
         body = b"".join(passed)
         if body or not more:
             await self.send({**message, "body": body})
-        self.complete = not more
 
     async def _event(self, event: bytes) -> bytes:
         """What goes to the client now that `event` has come."""

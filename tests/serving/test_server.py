@@ -160,16 +160,6 @@ def test_a_client_that_disconnects(server: RealServer, client: openai.OpenAI, me
         pass
     stream.response.close()
     [receipt_id] = {message["receipt_id"] for message in meter.heard("open")} - known
-
-    def close() -> list[Any]:
-        return [
-            message
-            for message in list(meter.messages)
-            if message["type"] == "close" and message["receipt_id"] == receipt_id
-        ]
-
-    until(lambda: bool(close()))
-    assert close()[0]["disconnected"] is True
     until(lambda: any(account.reason for account in server.log.of(receipt_id)))
     [account] = server.log.of(receipt_id)
     assert account.reason == "abort"
@@ -231,7 +221,7 @@ def test_a_prefix_cache_hit(server: RealServer, client: openai.OpenAI) -> None:
         check(account, answer.usage)
 
 
-def test_arms_models_and_endpoints_reach_the_meter(client: openai.OpenAI, meter: FakeMeter) -> None:
+def test_arms_reach_the_meter(client: openai.OpenAI, meter: FakeMeter) -> None:
     answers = [
         chat(client, "Hi.", max_tokens=1, extra_headers=headers)
         for headers in ({"X-Etameter-Arm": "entrace"}, {"X-Etameter-Arm": "made up"}, {})
@@ -239,9 +229,6 @@ def test_arms_models_and_endpoints_reach_the_meter(client: openai.OpenAI, meter:
     opened = {message["receipt_id"]: message for message in meter.heard("open")}
     about = [opened[answer.energy["receipt_id"]] for answer in answers]
     assert [message["arm"] for message in about] == ["entrace", "other", "unlabelled"]
-    assert {(message["model"], message["endpoint"], message["stream"]) for message in about} == {
-        (MODEL_NAME, "chat", False)
-    }
 
 
 def test_refusals_are_vllms_own(client: openai.OpenAI) -> None:
@@ -258,6 +245,9 @@ def test_receipts_on_the_servers_port(server: RealServer, client: openai.OpenAI)
         urllib.request.urlopen(f"{server.url}/energy/nothing")
     missing.value.close()
     assert missing.value.code == 404
+    log = server.output.read_text()
+    assert '"GET /energy/ HTTP/1.1" 200' in log
+    assert receipt_id not in log
 
 
 def test_without_a_meter_the_server_answers_on(

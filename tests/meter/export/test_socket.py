@@ -36,7 +36,7 @@ def test_a_request_is_announced_published_and_answered(tmp_path: Path) -> None:
         meter, link = Meter(tmp_path / "meter.sock"), MeterLink(tmp_path / "meter.sock")
         await meter.start()
         assert stat.S_IMODE((tmp_path / "meter.sock").stat().st_mode) == 0o600
-        link.opened(RECEIPT, {"arm": "entrace"})  # before there is a connection
+        link.opened(RECEIPT, "entrace")  # before there is a connection
         link.start()
         while (answer := await answer_in(5, link.ask(RECEIPT, "chatcmpl-1"))).reason == "meter_away":  # noqa: ASYNC110
             await asyncio.sleep(0.001)
