@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -113,11 +113,10 @@ def _fresh(out: Path) -> Iterator[None]:
         out.mkdir(parents=True)
     except OSError as error:
         raise EtameterError(f"{out} can't be made ({error.strerror})", "name another with --out") from error
-    try:
+    with ExitStack() as undoing:
+        undoing.callback(shutil.rmtree, out)
         yield
-    except BaseException:
-        shutil.rmtree(out)
-        raise
+        undoing.pop_all()
 
 
 def _run(out: Path, seconds: float, device: str, shape: str, look_s: float, bursts: int, *, server: bool) -> Report:
