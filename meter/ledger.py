@@ -2,6 +2,8 @@
 
 A transaction adds to the requests what the settled intervals charged them, writes the intervals' balances, and moves the place from where a
 restarted meter reads on. So nothing is settled twice and nothing half, wherever the process dies.
+
+An idle board would fill a disk with rows: intervals that follow each other and that nobody is charged for share one, of a minute at most.
 """
 
 import json
@@ -37,6 +39,16 @@ CREATE TABLE balances (
 ) STRICT;
 CREATE TABLE resume (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 """
+QUIET_ROW_NS = 60_000_000_000
+"""Intervals without requests become one row of at most this length."""
+_LAST_BALANCE = "SELECT max(end_ns) FROM balances WHERE boot_id = ? AND gpu_uuid = ?"
+_INSERT_BALANCE = "INSERT INTO balances VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_EXTEND_BALANCE = f"""
+UPDATE balances SET end_ns = :end_ns, measured_j = measured_j + :measured_j, idle_j = idle_j + :idle_j,
+    engine_overhead_j = engine_overhead_j + :engine_overhead_j
+WHERE boot_id = :boot_id AND gpu_uuid = :gpu_uuid AND end_ns = :start_ns AND source = :source
+    AND attributed_j = 0 AND unattributed = '{{}}' AND :end_ns - start_ns <= {QUIET_ROW_NS}
+"""  # noqa: S608  # a number of our own
 _INSERT_REQUEST = (
     "INSERT OR REPLACE INTO requests VALUES "
     "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
@@ -135,18 +147,38 @@ class Ledger:
 
         Raises:
             sqlite3.Error: nothing was written; the same batch may be given again.
+            sqlite3.IntegrityError: an interval of it was settled before.
         """
         with self._db:
             self._db.execute("BEGIN IMMEDIATE")
-            self._db.executemany(
-                "INSERT INTO balances VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                [_balance_row(balance, source, resume.boot_id) for balance, source in balances],
-            )
+            for balance, source in balances:
+                self._add_balance(balance, source, resume.boot_id)
             self._db.executemany(
                 _INSERT_REQUEST,
                 [_request_row(row, resume.boot_id, wall_time) for row in requests],
             )
             self._db.execute("INSERT OR REPLACE INTO resume VALUES ('resume', ?)", (resume_text(resume),))
+
+    def _add_balance(self, balance: Balance, source: Source, boot_id: str) -> None:
+        (settled_ns,) = self._db.execute(_LAST_BALANCE, (boot_id, balance.gpu_uuid)).fetchone()
+        if (
+            settled_ns is not None and balance.end_ns <= settled_ns
+        ):  # the key alone doesn't know what a longer row took in
+            raise sqlite3.IntegrityError(f"{balance.gpu_uuid} is settled until {settled_ns} ns, {balance} came again")
+        if balance.attributed_j == 0.0 and not balance.unattributed_j_by_cause:
+            about = {
+                "gpu_uuid": balance.gpu_uuid,
+                "start_ns": balance.start_ns,
+                "end_ns": balance.end_ns,
+                "measured_j": balance.measured_j,
+                "idle_j": balance.idle_j,
+                "engine_overhead_j": balance.engine_overhead_j,
+                "source": source,
+                "boot_id": boot_id,
+            }
+            if self._db.execute(_EXTEND_BALANCE, about).rowcount:
+                return
+        self._db.execute(_INSERT_BALANCE, _balance_row(balance, source, boot_id))
 
     def resume(self) -> Resume | None:
         """Where an earlier meter left off, or None for a new ledger."""
@@ -169,24 +201,29 @@ class Ledger:
 
     def totals(self) -> Totals:
         """Both sides of the balance, each summed from what was persisted."""
-        requests_j = [j for (j,) in self._db.execute("SELECT prompt_j + output_j FROM requests")]
-        rows = self._db.execute(
-            "SELECT measured_j, idle_j, engine_overhead_j, host_bubble_j, unattributed, source FROM balances"
-        ).fetchall()
-        causes: dict[str, list[float]] = {}
-        for row in rows:
-            for cause, joules in json.loads(row[4]).items():
-                causes.setdefault(cause, []).append(joules)
-        return Totals(
-            requests_j=math.fsum(requests_j),
-            idle_j=math.fsum(row[1] for row in rows),
-            engine_overhead_j=math.fsum(row[2] for row in rows),
-            unattributed_j_by_cause={cause: math.fsum(joules) for cause, joules in causes.items()},
-            measured_j=math.fsum(row[0] for row in rows),
-            host_bubble_j=math.fsum(row[3] for row in rows),
-            requests=len(requests_j),
-            sources=frozenset(row[5] for row in rows),
-        )
+        self._db.execute("BEGIN")  # one moment for all of them, though a meter may be writing
+        try:
+            (requests,) = self._db.execute("SELECT count(*) FROM requests").fetchone()
+            causes: dict[str, list[float]] = {}
+            for (text,) in self._db.execute("SELECT unattributed FROM balances WHERE unattributed != '{}'"):
+                for cause, joules in json.loads(text).items():
+                    causes.setdefault(cause, []).append(joules)
+            return Totals(
+                requests_j=self._sum("prompt_j + output_j", "requests"),
+                idle_j=self._sum("idle_j", "balances"),
+                engine_overhead_j=self._sum("engine_overhead_j", "balances"),
+                unattributed_j_by_cause={cause: math.fsum(joules) for cause, joules in causes.items()},
+                measured_j=self._sum("measured_j", "balances"),
+                host_bubble_j=self._sum("host_bubble_j", "balances"),
+                requests=requests,
+                sources=frozenset(source for (source,) in self._db.execute("SELECT DISTINCT source FROM balances")),
+            )
+        finally:
+            self._db.execute("ROLLBACK")
+
+    def _sum(self, what: str, table: str) -> float:
+        """Exactly rounded, which SQLite's own sum is not, and without holding the rows."""
+        return math.fsum(joules for (joules,) in self._db.execute(f"SELECT {what} FROM {table}"))  # noqa: S608  # our own words
 
     def _select(self, statement: str, values: tuple[str, ...]) -> list[RequestRow]:
         return [_row(row) for row in self._db.execute(statement, values)]

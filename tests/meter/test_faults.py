@@ -62,18 +62,18 @@ def metric(meter: Meter, name: str) -> float:
     return sum(value for sample, value in meter.samples().items() if sample.partition("{")[0] == name)
 
 
-def intervals(directory: Path) -> int:
-    """How many the meter has settled."""
+def settled_ns(directory: Path) -> int:
+    """Up to when the meter has settled."""
     ledger = Ledger(directory / "ledger.db", read_only=True)
     try:
-        return int(ledger._db.execute("SELECT count(*) FROM balances").fetchone()[0])
+        return int(ledger._db.execute("SELECT max(end_ns) FROM balances").fetchone()[0])
     finally:
         ledger.close()
 
 
 def more_intervals(meter: Meter, count: int = 6) -> None:
-    enough = intervals(meter.directory) + count
-    until(lambda: intervals(meter.directory) >= enough)
+    enough_ns = settled_ns(meter.directory) + count * 50 * MS
+    until(lambda: settled_ns(meter.directory) >= enough_ns)
 
 
 def assert_sound(meter: Meter) -> None:
@@ -99,7 +99,7 @@ def metering(directory: Path, gpus: int = 1) -> Iterator[tuple[Board, Meter, Rin
     with (
         lit_board(directory, gpus=gpus) as board,
         running(directory, board.environment()) as meter,
-        engine(directory) as ring,
+        engine(directory, [board.uuid(gpu) for gpu in range(gpus)]) as ring,
     ):
         knows_its_engine(meter)
         serve_one(ring)

@@ -3,14 +3,18 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from etameter.errors import EtameterError
-from etameter.ledger import Ledger, RequestRow, Resume
-from etameter.records import Balance, Edge, RequestEnergy, RequestRecord
+from etameter.ledger import QUIET_ROW_NS, Ledger, RequestRow, Resume
+from etameter.records import Balance, Edge, RequestEnergy, RequestRecord, Source
 
 pytestmark = pytest.mark.unit
 
@@ -66,6 +70,95 @@ def test_an_interval_is_never_settled_twice(tmp_path: Path) -> None:
         ledger.settle([(balance(100), "measured")], [row(0, output_j=99.0)], resume(300), 1.0)
     assert ledger.requests() == [row(0)]
     assert ledger.resume() == resume(100)
+
+
+def test_what_a_longer_row_took_in_is_not_settled_again(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.db")
+    for end_ns in (100, 200):
+        ledger.settle([(quiet(end_ns), "measured")], [], resume(end_ns), 1.0)
+    with pytest.raises(sqlite3.IntegrityError, match="settled until 300 ns"):
+        ledger.settle([(quiet(300), "measured"), (quiet(100), "measured")], [], resume(300), 1.0)
+    assert ledger.totals().measured_j == 20.0
+    assert rows_of(ledger) == [("GPU-0", 0, 200)]
+    assert ledger.resume() == resume(200)
+
+
+def test_an_idle_hour_is_sixty_rows(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.db")
+    step_ns = 100_000_000
+    hour = [quiet(step_ns * n, start_ns=step_ns * (n - 1)) for n in range(1, 36_001)]
+    ledger.settle([(each, "measured") for each in hour], [], resume(), 1.0)
+    rows = rows_of(ledger)
+    assert len(rows) == 60
+    assert all(end_ns - start_ns == QUIET_ROW_NS for _, start_ns, end_ns in rows)
+
+
+def quiet(end_ns: int, gpu_uuid: str = "GPU-0", start_ns: int | None = None) -> Balance:
+    """An interval in which no request ran."""
+    return Balance(gpu_uuid, end_ns - 100 if start_ns is None else start_ns, end_ns, 10.0, 0.0, 8.5, 1.5, {})
+
+
+def rows_of(ledger: Ledger) -> list[tuple[str, int, int]]:
+    return ledger._db.execute("SELECT gpu_uuid, start_ns, end_ns FROM balances ORDER BY end_ns, gpu_uuid").fetchall()
+
+
+def test_sources_do_not_share_a_row(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.db")
+    ledger.settle([(quiet(100), "measured"), (quiet(200), "simulated")], [], resume(), 1.0)
+    assert ledger.totals().sources == {"measured", "simulated"}
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> list[list[tuple[Balance, Source]]]:
+    """Batches of two GPUs' intervals, quiet or not, with gaps and changes of source."""
+    joules = st.sampled_from([0.0, 0.1, 1e-9, 3.7, 1e5])
+    now_ns = {"GPU-0": 0, "GPU-1": 0}
+    batches = []
+    for _ in range(draw(st.integers(1, 4))):
+        batch: list[tuple[Balance, Source]] = []
+        for _ in range(draw(st.integers(0, 8))):
+            uuid = draw(st.sampled_from(sorted(now_ns)))
+            start_ns = now_ns[uuid] + draw(st.sampled_from([0, 0, 0, 7]))
+            now_ns[uuid] = end_ns = start_ns + draw(st.sampled_from([100, 25_000_000_000]))
+            attributed_j, stale_j = draw(
+                st.sampled_from([(0.0, None), (0.0, None), (2.5, None), (0.0, 0.3), (0.0, 0.0)])
+            )
+            idle_j, overhead_j = draw(joules), draw(joules)
+            measured_j = attributed_j + (stale_j or 0.0) + idle_j + overhead_j
+            causes = {} if stale_j is None else {"reset": stale_j}
+            one = Balance(uuid, start_ns, end_ns, measured_j, attributed_j, idle_j, overhead_j, causes)
+            batch.append((one, draw(st.sampled_from(("measured", "measured", "simulated")))))
+        batches.append(batch)
+    return batches
+
+
+@given(histories())
+def test_shared_rows_keep_every_sum_and_every_instant(history: list[list[tuple[Balance, Source]]]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        ledger = Ledger(Path(folder, "ledger.db"))
+        for batch in history:
+            ledger.settle(batch, [], resume(), 1.0)
+        totals, rows = ledger.totals(), rows_of(ledger)
+        ledger.close()
+    settled = [each for batch in history for each in batch]
+    balances = [balance for balance, _ in settled]
+    assert totals.sources == {source for _, source in settled}
+    assert totals.measured_j == pytest.approx(math.fsum(each.measured_j for each in balances), rel=1e-12)
+    assert totals.idle_j == pytest.approx(math.fsum(each.idle_j for each in balances), rel=1e-12)
+    assert totals.engine_overhead_j == pytest.approx(math.fsum(each.engine_overhead_j for each in balances), rel=1e-12)
+    reset_j = [each.unattributed_j_by_cause["reset"] for each in balances if each.unattributed_j_by_cause]
+    assert totals.unattributed_j_by_cause == ({"reset": math.fsum(reset_j)} if reset_j else {})
+    assert totals.residual_j == pytest.approx(
+        sum(each.attributed_j for each in balances), abs=1e-6
+    )  # no request has a row
+    for uuid in ("GPU-0", "GPU-1"):
+        spans = [(start_ns, end_ns) for gpu_uuid, start_ns, end_ns in rows if gpu_uuid == uuid]
+        own = [each for each in balances if each.gpu_uuid == uuid]
+        assert sum(end_ns - start_ns for start_ns, end_ns in spans) == sum(one.end_ns - one.start_ns for one in own)
+        assert all(earlier[1] <= later[0] for earlier, later in pairwise(spans))
+        assert {start_ns for start_ns, _ in spans} <= {one.start_ns for one in own}
+        charged = {(one.start_ns, one.end_ns) for one in own if one.attributed_j or one.unattributed_j_by_cause}
+        assert charged <= set(spans)
 
 
 def test_other_files_and_versions_are_refused(tmp_path: Path) -> None:
