@@ -128,8 +128,12 @@ class SlowMotionBoard:
             case Done() if record.step_id in self._queued:
                 self._end(record.step_id, record.t_ns)
             case Lost():
-                self._burning = None
-                self._queued.clear()
+                self.forget()
+
+    def forget(self) -> None:
+        """What is queued or burning has no end that could be seen."""
+        self._burning = None
+        self._queued.clear()
 
     def advance(self, t_ns: int) -> None:
         """Integrate up to `t_ns`; earlier instants are ignored."""
@@ -180,7 +184,10 @@ class SlowMotionBoard:
 
 
 def publish(ring_path: Path, board_path: Path, profile: str, engine: str) -> None:
-    """Follow the ring and publish the counter until SIGTERM or SIGINT."""
+    """Follow the ring and publish the counter until SIGTERM or SIGINT.
+
+    What was in the ring before this board began was burnt by another, or by none.
+    """
     ended: list[int] = []
 
     def end(number: int, _: FrameType | None) -> None:
@@ -193,11 +200,14 @@ def publish(ring_path: Path, board_path: Path, profile: str, engine: str) -> Non
     jitter = random.Random(seed)  # noqa: S311
     words = _create(board_path, {"gpu_uuid": f"GPU-sim-{engine}-0", "profile": profile, "seed": seed})
     reader: RingReader | None = None
-    next_update_ns = time.monotonic_ns()
+    next_update_ns = began_ns = time.monotonic_ns()
     while not ended:
         try:
             if reader is None:
                 reader = RingReader(ring_path)
+                board.forget()
+                if reader.header.created_ns < began_ns:
+                    reader.poll()
             records = reader.poll()
             if not records and reader.replaced():
                 reader.close()
@@ -236,6 +246,8 @@ def _create(path: Path, about: dict[str, str | int]) -> memoryview:
 class SimulatedCounter:
     """The meter's side: reads what a board process publishes.
 
+    A board that is started again publishes in a new file, from zero.
+
     Raises:
         CounterError: no board publishes at `path`.
     """
@@ -246,8 +258,14 @@ class SimulatedCounter:
     blur_ns = 0
 
     def __init__(self, path: Path) -> None:
+        self._path = path
+        self._open()
+
+    def _open(self) -> None:
+        path = self._path
         try:
             with path.open("rb") as file:
+                self._inode = os.fstat(file.fileno()).st_ino
                 self._map = mmap.mmap(file.fileno(), _SIZE, prot=mmap.PROT_READ)
         except (OSError, ValueError) as error:
             raise CounterError(
@@ -262,6 +280,16 @@ class SimulatedCounter:
         self._words = memoryview(self._map).cast("Q")
 
     def read_mj(self) -> int:
+        """Raises CounterError while no board publishes."""
+        try:
+            replaced = self._path.stat().st_ino != self._inode
+        except FileNotFoundError as error:
+            raise CounterError(
+                "no_board", f"the simulated board at {self._path} has ended", "start the server again"
+            ) from error
+        if replaced:
+            self.close()
+            self._open()
         return int(self._words[_ENERGY_MJ])
 
     def read_power_w(self) -> float:

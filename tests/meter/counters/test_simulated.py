@@ -3,6 +3,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -106,6 +108,62 @@ def test_overlapping_steps_burn_one_after_the_other() -> None:
     one.feed(Done(1, 100 * MS, ()))
     assert one.cpu_s == pytest.approx(0.100)
     assert one.true_j == pytest.approx(2 * step_cost(H100, QWEN3_8B, (decode(0),)).energy_j, rel=0.15)
+
+
+@contextmanager
+def published(ring_path: Path, board_path: Path) -> Iterator[None]:
+    """A board process that publishes while the block runs."""
+    command = [sys.executable, "-m", "etameter.counters.simulated", "--profile", "h100", "--engine", "e"]
+    before = board_path.stat().st_ino if board_path.exists() else None
+    process = subprocess.Popen([*command, "--ring", str(ring_path), "--board", str(board_path)])
+    try:
+        while not board_path.exists() or board_path.stat().st_ino == before:
+            assert process.poll() is None
+            time.sleep(0.01)
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_board_that_comes_back_is_read_again_and_burns_no_old_steps(tmp_path: Path) -> None:
+    ring_path, board_path = tmp_path / "ring", tmp_path / "board"
+    ring = RingWriter(ring_path, engine="e", model="m", dtype="d")
+    number = ring.open_request("a", 1, time.monotonic_ns())
+    for step_id in range(200):
+        ring.dispatch(step_id, time.monotonic_ns(), [decode(number)])
+        ring.done(step_id, time.monotonic_ns())
+    old_j = 200 * step_cost(H100, QWEN3_8B, (decode(0),)).energy_j
+    with published(ring_path, board_path):
+        counter = SimulatedCounter(board_path)
+        time.sleep(0.3)
+        assert counter.read_mj() < 0.1 * old_j * 1000
+        before_mj = counter.read_mj()
+    with published(ring_path, board_path):
+        assert counter.read_mj() < before_mj  # from zero, in another file
+        number = ring.open_request("b", 1, time.monotonic_ns())
+        ring.dispatch(200, time.monotonic_ns(), [decode(number)])
+        time.sleep(0.02)
+        ring.done(200, time.monotonic_ns())
+        while counter.read_mj() < 0.5 * old_j / 200 * 1000:
+            time.sleep(0.01)
+    board_path.unlink()
+    with pytest.raises(CounterError, match="has ended"):
+        counter.read_mj()
+    counter.close()
+    ring.close()
+
+
+def test_steps_of_an_engine_that_is_gone_are_forgotten() -> None:
+    one = board()
+    one.feed(Dispatch(0, 0, 0, (decode(0),), ()))
+    one.feed(Dispatch(1, 0, 0, (decode(0),), ()))
+    one.forget()
+    before_j = one.true_j
+    one.feed(Dispatch(0, 0, 0, (decode(1),), ()))  # the next engine counts from 0
+    one.feed(Done(0, 50 * MS, ()))
+    assert one.power_w == one.idle_w
+    assert one.true_j - before_j < 1.3 * step_cost(H100, QWEN3_8B, (decode(1),)).energy_j
 
 
 def test_a_board_process_publishes_what_a_ring_shows(tmp_path: Path) -> None:
