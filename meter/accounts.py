@@ -150,7 +150,7 @@ class Accounts:
         self._gpus = self._all_gpus
         self._assembler: StepAssembler | None = None
         self._steps: list[Step] = []
-        self._read_ns = 0
+        self._read_ns = self._first_read_ns = 0
         self._accounts: dict[str, _Account] = {}
         self._arms: OrderedDict[str, str] = OrderedDict()
         self._settled_before_ns = min(frontiers.values(), default=0)
@@ -253,6 +253,7 @@ class Accounts:
         self._steps.extend(self._assembler.steps)
         self._assembler.steps.clear()
         self._read_ns = read_ns
+        self._first_read_ns = self._first_read_ns or read_ns
 
     def settle(self) -> Batch | None:
         """Settle all that can be; None where there is nothing new."""
@@ -435,9 +436,10 @@ class Accounts:
         for request in list(assembler.requests.values()):
             end_ns = None if request.finished_ns is None else max(request.finished_ns, request.last_done_ns)
             if end_ns is not None and end_ns <= frontier_ns:
-                if end_ns > settled_ns:
+                if end_ns > settled_ns:  # given up waiting for the counter
                     self._account(request).partial = True
-                if end_ns > self._settled_before_ns or request.number in self._inherited:
+                before_ns = self._settled_before_ns if end_ns <= settled_ns else self._first_read_ns
+                if end_ns > before_ns or request.number in self._inherited:
                     rows.append(self._close_account(assembler, request))
                 self._accounts.pop(request.request_id, None)
                 assembler.forget(request.request_id)

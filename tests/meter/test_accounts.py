@@ -533,9 +533,15 @@ def test_a_counter_that_never_speaks_holds_nothing_up() -> None:
     engine = long_run()
     accounts, books = Accounts([device()], "boot"), Books()
     accounts.open_engine(header())
-    accounts.steps(engine.records, engine.now_ns + 2 * STUCK_NS)
+    half_ns = engine.now_ns // 2
+    accounts.steps([record for record in engine.records if instant(record) <= half_ns], half_ns)
     books.write(accounts.settle())
-    assert len(books.rows) == len(engine.usage)
+    accounts.steps([record for record in engine.records if instant(record) > half_ns], engine.now_ns + 2 * STUCK_NS)
+    books.write(accounts.settle())
+    ended = {record.number: record.t_ns for record in engine.records if isinstance(record, Finish)}
+    assert set(books.rows) == {
+        number for number, t_ns in ended.items() if t_ns > half_ns
+    }  # the others were over before
     assert {(row.energy.energy_j, row.energy.method) for row in books.rows.values()} == {(0.0, PARTIAL_METHOD)}
     assert accounts._steps == []
 
