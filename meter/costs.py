@@ -288,13 +288,12 @@ class CostFit:
             return self.costs.lag_ns, self.costs.lag_error_ns
         last = slice(-LAG_INTERVALS, None)
         starts, ends, joules, deviation = starts[last], ends[last], joules[last], deviation[last]
-        misfit, noise = [], []
+        misfit = []
         for lag_ns in LAGS_NS:
             design = steps.between(starts - lag_ns, ends - lag_ns) / deviation[:, None]
             energy, _ = ridge_nnls(design, joules / deviation, self._prior)
             off = np.abs(joules / deviation - design @ energy)
             misfit.append(float(np.sum(np.where(off < HUBER, off**2, HUBER * (2 * off - HUBER)))))
-            noise.append(1.4826 * float(np.median(off)))
         best, here = int(np.argmin(misfit)), round(self.costs.lag_ns / LAG_STEP_NS)
         gain = KNOWN_LAG_GAIN if self._lag_is_known else LAG_GAIN
         if abs(best - here) > 1 and misfit[best] >= gain * misfit[here]:

@@ -21,16 +21,6 @@ def weakest(sources: frozenset[Source]) -> Source:
 
 
 @dataclass(frozen=True, slots=True)
-class CounterReading:
-    """One read of an energy counter, at the middle of the call."""
-
-    gpu_uuid: str
-    scope: str
-    t_ns: int
-    energy_mj: int
-
-
-@dataclass(frozen=True, slots=True)
 class Edge:
     """The counter was seen to change: the new value was published at `t_ns` ± `half_width_ns`."""
 
@@ -176,17 +166,6 @@ class Balance:
         """What the balance misses: rounding, or a bug."""
         spent_j = self.attributed_j + self.idle_j + self.engine_overhead_j
         return self.measured_j - spent_j - sum(self.unattributed_j_by_cause.values())
-
-
-@dataclass(frozen=True, slots=True)
-class Eta:
-    """Share of the output tokens that were required. None where the method gives no such figure."""
-
-    strict: float | None
-    lenient: float | None
-    unclassified: float
-    method: str
-    reliability: float | None
 
 
 _RECEIPT_SUFFIX = re.compile(r"-([0-9a-f]{32})[0-9a-f]{8}$")
