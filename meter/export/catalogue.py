@@ -23,6 +23,9 @@ CATEGORIES = tuple(NAMES[label] for label in (*LENIENT_SLACK, UNTOLD))
 BATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64, 128, 256)
 """Batches within a step of these are taken for alike."""
 
+AUDITS: Mapping[str, tuple[str, ...]] = {"deep": ("agreed", "judged", "failed"), "task": ("correct", "wrong", "failed")}
+"""What may come of an audit, by its kind."""
+
 LABELS: Mapping[str, str] = {
     "arm": f"The arm that the request named, if it is configured; `{UNLABELLED}` if it named none; else `{OTHER}`.",
     "batch": "How many requests ran together, on the mean over an interval's steps: at least so many, and fewer than the next value, of "
@@ -47,13 +50,19 @@ LABELS: Mapping[str, str] = {
     "factor": "`pue`: facility energy per energy of the board; `price`: of a kWh; `intensity`: CO2 equivalent of a kWh.",
     "finish_reason": ", ".join(f"`{reason}`" for reason in sorted(FINISH_REASONS)) + f"; else `{OTHER}`.",
     "gpu_uuid": "The device, as its driver names it; `RAPL-package-0` for a CPU package.",
-    "kind": "`prompt`: computed in prefill, again after a preemption; `cached`: taken from the prefix cache instead; `output`: generated.",
+    "kind": "Of tokens, `prompt`: computed in prefill, again after a preemption; `cached`: taken from the prefix cache instead; `output`: generated. "
+    "Of audits, `deep`: a judge read an answer of live traffic; `task`: a task with a checker was asked.",
     "method": "`fast`: slack that shows by its wording and place, and nothing else, is called slack.",
     "need": "`required`: asked for, or needed to use what was; `optional`: informs, but nobody asked.",
     "model_name": f"The served model; else `{OTHER}`.",
+    "outcome": "Of `deep`, `agreed`: the judge found what the fast method had; `judged`: it found otherwise. Of `task`, `correct` or `wrong`, as its "
+    "checker says. `failed`: nothing came of it.",
     "paid_by": "`requests`: split equally among those that were worked on at the time; `nobody`: there was none.",
     "phase": "`prompt`: steps that prefilled the request; `output`: steps that decoded it.",
     "source": "`measured`; `estimated` from power; `shared` with neighbours on the board; `simulated`. Keep it in every `by()`.",
+    "statistic": "`agreement`: correlation with what audits found, within the arm; `bias`: mean of what the tier says less what they found; `slope`: "
+    "of what they found over what the tier says, 1 where a difference of η means what it says.",
+    "tier": "`fast`, `deep`: by what method η was found.",
     "unit": "That the factor is in.",
     "view": "`lenient_bound`: lenient η is at most this; `strict`, `lenient`: η itself, absent where the method gives a bound only.",
 }
@@ -410,6 +419,48 @@ ETA = Declaration(
     ("view", "method", "model_name", "arm"),
     f"η of the responses that were classified and settled in the last {WINDOW_S} s, by token. Absent without any.",
 )
+AUDITS_DONE = Declaration(
+    "etameter_audits_total",
+    "counter",
+    "audits",
+    ("kind", "outcome", "model_name", "arm", "source"),
+    "Audits of η that were made, by what came of them. Absent until one was.",
+)
+AUDIT_ENERGY = Declaration(
+    "etameter_audit_joules_total",
+    "counter",
+    "joules",
+    ("kind", "model_name", "arm", "source"),
+    'Energy that audits took, by the arm that was looked at: of the judge\'s answers, or of the answers to tasks. It is part of etameter_energy_joules_total{arm="audit"}.',
+)
+AUDIT_ANSWERS = Declaration(
+    "etameter_audit_answers_total",
+    "counter",
+    "answers",
+    ("model_name", "arm", "source"),
+    "Answers to tasks that were checked.",
+)
+AUDIT_CORRECT = Declaration(
+    "etameter_audit_correct_answers_total",
+    "counter",
+    "answers",
+    ("model_name", "arm", "source"),
+    'Answers to tasks that their checkers found to be correct: what to divide etameter_audit_joules_total{kind="task"} by.',
+)
+RELIABILITY = Declaration(
+    "etameter_eta_reliability",
+    "gauge",
+    "by statistic",
+    ("tier", "statistic", "model_name", "arm"),
+    "How far η is to be trusted, by what audits found. Absent before there are enough of them.",
+)
+RELIABLE = Declaration(
+    "etameter_eta_reliable",
+    "gauge",
+    "0 or 1",
+    ("model_name", "arm"),
+    "0 where audits found η to be less reliable than may be published. Absent before there are enough of them.",
+)
 RING_LOST = Declaration(
     "etameter_ring_lost_records_total",
     "counter",
@@ -492,6 +543,12 @@ CATALOGUE: tuple[Declaration, ...] = (
     ETA_BOUND_TOKENS,
     UNCLASSIFIED,
     ETA,
+    AUDITS_DONE,
+    AUDIT_ENERGY,
+    AUDIT_ANSWERS,
+    AUDIT_CORRECT,
+    RELIABILITY,
+    RELIABLE,
     RING_LOST,
     RING_TORN,
     SOCKET_DROPPED,

@@ -13,10 +13,16 @@ import threading
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping
+from typing import Literal
 
 from etameter.claims import draft_waste_of
 from etameter.costs import Costs
 from etameter.export.catalogue import (
+    AUDIT_ANSWERS,
+    AUDIT_CORRECT,
+    AUDIT_ENERGY,
+    AUDITS,
+    AUDITS_DONE,
     BALANCE_RESIDUAL,
     BATCH_ENERGY,
     BATCH_TOKENS,
@@ -56,6 +62,8 @@ from etameter.export.catalogue import (
     OTHER,
     POWER,
     READ_FAILURES,
+    RELIABILITY,
+    RELIABLE,
     REQUEST_ENERGY,
     REQUEST_ERROR,
     REQUEST_WH_PER_TOKEN,
@@ -281,6 +289,47 @@ class Metrics:
         """A response could not be classified although its texts were told."""
         with self.together:
             self._add(UNCLASSIFIED, 1, cause if cause in UNREAD_CAUSES else OTHER)
+
+    def audited(
+        self,
+        model: str,
+        arm: str,
+        *,
+        kind: Literal["deep", "task"],
+        outcome: Literal["agreed", "judged", "correct", "wrong", "failed"],
+        energy_j: float,
+        source: Source,
+    ) -> None:
+        """An audit of `arm` was made and took `energy_j`, which is settled."""
+        assert outcome in AUDITS[kind], f"{outcome} can't come of {kind}"
+        of = *self._group(model, arm), source
+        with self.together:
+            for each in AUDITS[kind]:
+                self._add(AUDITS_DONE, each == outcome, kind, each, *of)
+            self._add(AUDIT_ENERGY, energy_j, kind, *of)
+            if kind == "task":
+                self._add(AUDIT_ANSWERS, outcome != "failed", *of)
+                self._add(AUDIT_CORRECT, outcome == "correct", *of)
+
+    def reliability(
+        self,
+        model: str,
+        arm: str,
+        tier: Literal["fast", "deep"],
+        *,
+        agreement: float | None,
+        bias: float | None,
+        slope: float | None,
+    ) -> None:
+        """How far a tier's η of an arm agrees with what audits found. None is what isn't known."""
+        of = self._group(model, arm)
+        with self.together:
+            for statistic, value in (("agreement", agreement), ("bias", bias), ("slope", slope)):
+                self._set(RELIABILITY, value, tier, statistic, *of)
+
+    def trusted(self, model: str, arm: str, *, reliable: bool | None) -> None:
+        """Whether η of an arm may be published without a warning. None where it isn't known."""
+        self._set(RELIABLE, reliable, *self._group(model, arm))
 
     def host(self, energy_j: Mapping[Domain, float], *, paid: bool) -> None:
         """What the host spent while there were requests to pay it, or while there were none."""

@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from prometheus_client.samples import Sample
 
 from etameter.costs import Costs
-from etameter.export.catalogue import BATCHES, CATALOGUE, CAUSES, LABELS
+from etameter.export.catalogue import AUDITS, BATCHES, CATALOGUE, CAUSES, LABELS
 from etameter.export.prometheus import MAX_GROUPS, Metrics
 from etameter.footprint import Factor, Footprint
 from etameter.ledger import RequestRow
@@ -119,6 +119,10 @@ def _filled(clock: _Clock) -> Metrics:
     metrics.slack(_row(), "preamble", 1.25, 0.5, 0.125)
     metrics.slack(_row(), "truncated", 2.5, 1.0, 0.25)
     metrics.unclassified("too_long")
+    metrics.audited("m", "entrace", kind="deep", outcome="agreed", energy_j=2.0, source="simulated")
+    metrics.audited("m", "entrace", kind="task", outcome="correct", energy_j=1.5, source="simulated")
+    metrics.reliability("m", "entrace", "fast", agreement=0.75, bias=-0.125, slope=None)
+    metrics.trusted("m", "entrace", reliable=True)
     return metrics
 
 
@@ -511,3 +515,48 @@ def test_hours_without_a_scrape_take_no_memory(clock: _Clock) -> None:
     finally:
         tracemalloc.stop()
     assert grown < 100_000
+
+
+def test_audits_are_counted_by_what_came_of_them(clock: _Clock) -> None:
+    metrics = Metrics(["m"], ["entrace"], clock)
+    for outcome, energy_j in (("correct", 1.5), ("wrong", 2.5), ("correct", 0.5), ("failed", 0.25)):
+        metrics.audited("m", "entrace", kind="task", outcome=outcome, energy_j=energy_j, source="measured")
+    metrics.audited("m", "entrace", kind="deep", outcome="judged", energy_j=4.0, source="measured")
+    of = {"model_name": "m", "arm": "entrace", "source": "measured"}
+    told = {
+        (kind, outcome): _value(metrics, "etameter_audits_total", kind=kind, outcome=outcome, **of)
+        for kind, outcomes in AUDITS.items()
+        for outcome in outcomes
+    }
+    tasks = {("task", "correct"): 2.0, ("task", "wrong"): 1.0, ("task", "failed"): 1.0}
+    assert told == {**tasks, ("deep", "agreed"): 0.0, ("deep", "judged"): 1.0, ("deep", "failed"): 0.0}
+    assert _value(metrics, "etameter_audit_joules_total", kind="task", **of) == 4.75, "what failed took energy, too"
+    assert _value(metrics, "etameter_audit_joules_total", kind="deep", **of) == 4.0
+    assert _value(metrics, "etameter_audit_answers_total", **of) == 3.0
+    assert _value(metrics, "etameter_audit_correct_answers_total", **of) == 2.0
+
+
+def test_a_rate_sees_the_first_correct_answer(clock: _Clock) -> None:
+    metrics = Metrics(["m"], ["entrace"], clock)
+    metrics.audited("m", "entrace", kind="task", outcome="wrong", energy_j=2.5, source="measured")
+    of = {"model_name": "m", "arm": "entrace", "source": "measured"}
+    assert _value(metrics, "etameter_audit_correct_answers_total", **of) == 0.0
+    assert _value(metrics, "etameter_audits_total", kind="deep", outcome="agreed", **of) is None, "no judge has read"
+
+
+def test_reliability_that_is_not_known_is_absent(clock: _Clock) -> None:
+    metrics = Metrics(["m"], ["entrace"], clock)
+    of = {"model_name": "m", "arm": "entrace"}
+
+    def told() -> tuple[float | None, ...]:
+        name = "etameter_eta_reliability"
+        statistics = ("agreement", "bias", "slope")
+        known = (_value(metrics, name, tier="fast", statistic=statistic, **of) for statistic in statistics)
+        return (*known, _value(metrics, "etameter_eta_reliable", **of))
+
+    metrics.reliability("m", "entrace", "fast", agreement=0.4, bias=-0.125, slope=None)
+    metrics.trusted("m", "entrace", reliable=False)
+    assert told() == (0.4, -0.125, None, 0.0)
+    metrics.reliability("m", "entrace", "fast", agreement=None, bias=None, slope=None)
+    metrics.trusted("m", "entrace", reliable=None)
+    assert told() == (None, None, None, None)
