@@ -48,6 +48,10 @@ class ExperimentError(EtameterError):
     """A comparison of arms can't be planned, run, resumed or read."""
 
 
+class NightError(EtameterError):
+    """A night can't be planned, run, resumed or read."""
+
+
 class FootprintError(EtameterError):
     """Money or CO2 is asked for with factors that are missing, unknown or contradict each other."""
 

@@ -151,8 +151,8 @@ def kept(blocks: Iterable[BlockRow], outcomes: Iterable[Outcome]) -> tuple[list[
 
 def write_parquet(path: Path, kind: type[RowT], rows: Sequence[RowT], about: Mapping[str, Any]) -> None:
     """Writes a table of rows of one kind; `about` says in JSON whose they are, and comes back from `read_parquet`."""
-    schema = _schema(kind).with_metadata({"etameter": json.dumps({**_head(kind), "about": about})})
-    table = pa.Table.from_pylist([_plain(row) for row in rows], schema)
+    columns = schema(kind).with_metadata({"etameter": json.dumps({**_head(kind), "about": about})})
+    table = pa.Table.from_pylist([_plain(row) for row in rows], columns)
     building = path.with_name(f".{path.name}")
     pq.write_table(table, building, compression="zstd")
     building.rename(path)
@@ -170,7 +170,7 @@ def read_parquet(path: Path, kind: type[RowT]) -> tuple[list[RowT], dict[str, An
     except (OSError, pa.ArrowInvalid) as error:
         raise ExperimentError(f"{path} can't be read ({error})", remedy) from error
     told = json.loads((table.schema.metadata or {}).get(b"etameter", b"{}"))
-    if any(told.get(key) != value for key, value in _head(kind).items()) or not table.schema.equals(_schema(kind)):
+    if any(told.get(key) != value for key, value in _head(kind).items()) or not table.schema.equals(schema(kind)):
         raise ExperimentError(f"{path} is no table of {_NAMES[kind]} of version {_VERSION}", remedy)
     return [kind(**_lively(row)) for row in table.to_pylist()], told["about"]
 
@@ -208,7 +208,8 @@ def _lively(row: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
-def _schema(kind: type) -> pa.Schema:
+def schema(kind: type) -> pa.Schema:
+    """Columns of a dataclass's fields, in their order; those that may be None are nullable."""
     return pa.schema([_field(name, told) for name, told in get_type_hints(kind).items()])
 
 

@@ -93,6 +93,7 @@ PURE = frozenset(
         "prompts.sample_size",
     }
     | {"prompts.sentences", "prompts.side_by_side", "prompts.stats", "prompts.verdict"}
+    | {"prompts.nightly.metrics", "prompts.nightly.rows"}
 )
 OUTSIDE = frozenset(
     {"aiohttp", "asyncio", "io", "logging", "mmap", "multiprocessing", "os", "pathlib", "random", "socket", "sqlite3"}
