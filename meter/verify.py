@@ -19,8 +19,9 @@ from typing import Any
 import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
+from . import config
 from .errors import EngineError
-from .prompts.endpoint import probe
+from .prompts.endpoint import probe, receipt
 from .timeline import NORMAL_95
 
 LARGEST_GAP = 0.01
@@ -199,6 +200,7 @@ class _Run:
     ) -> None:
         self._session, self._url, self._model, self._meter_url = session, url, model, meter_url
         self._work, self._dice = work, dice
+        self._token = config.load().meter.receipt_token
 
     async def phase(self, *, at_once: bool) -> Phase:
         before = await self._at_rest()
@@ -292,8 +294,7 @@ class _Run:
     async def _settled(self, receipt_id: str) -> Mapping[str, Any]:
         deadline_s = time.monotonic() + _SETTLE_S
         while time.monotonic() < deadline_s:
-            async with self._session.get(f"{self._meter_url}/energy/{receipt_id}") as response:
-                energy = (await response.json(content_type=None)).get("energy")
+            energy = (await receipt(self._session, self._meter_url, receipt_id, self._token)).get("energy")
             if energy is not None and energy["settled"]:
                 return dict(energy)
             await asyncio.sleep(_POLL_S)

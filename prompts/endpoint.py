@@ -11,6 +11,7 @@ from typing import Any, Literal, Self, get_args
 
 import aiohttp
 
+from etameter import config
 from etameter.errors import EngineError
 from etameter.records import Source
 
@@ -69,6 +70,7 @@ class Endpoint:
         self._session = session
         self.url = url.rstrip("/")
         self._receipts_url = (receipts_url or url).rstrip("/")
+        self._receipt_token = config.load().meter.receipt_token
 
     def at(self, url: str) -> Self:
         """Another server, over the same session."""
@@ -166,11 +168,12 @@ class Endpoint:
     async def settled(self, receipt_id: str, deadline_s: float) -> tuple[Mapping[str, Any] | None, str | None]:
         """The energy of a receipt once it is settled, or as it is at the deadline (`time.monotonic`); why there is none, else.
 
-        Raises ValueError where what is told can't be an energy.
+        Raises:
+            ValueError: what is told can't be an energy.
+            EngineError: receipts are only for who bears a token, and the configuration has another or none.
         """
         while True:
-            async with self._session.get(f"{self._receipts_url}/energy/{receipt_id}") as response:
-                told = await response.json(content_type=None)
+            told = await receipt(self._session, self._receipts_url, receipt_id, self._receipt_token)
             told = told if isinstance(told, dict) else {}
             energy = energy_in(told)
             if (energy is not None and energy.get("settled")) or time.monotonic() >= deadline_s:
@@ -223,6 +226,22 @@ async def probe(url: str) -> tuple[str, bool]:
     async with connect(url) as endpoint:
         model, *_ = await endpoint.models()
         return model, (await endpoint.greet(model)).energy_reason != NOT_METERED
+
+
+async def receipt(session: aiohttp.ClientSession, url: str, receipt_id: str, token: str | None) -> Any:
+    """What is told of a receipt at `url`, to who bears `token`.
+
+    Raises:
+        EngineError: it is not for who bears that.
+    """
+    headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+    async with session.get(f"{url}/energy/{receipt_id}", headers=headers) as response:
+        if response.status == 401:
+            raise EngineError(
+                f"the receipts of {url} are only for who bears their token",
+                "set ETAMETER_METER__RECEIPT_TOKEN to the meter's [meter] receipt_token",
+            )
+        return await response.json(content_type=None)
 
 
 async def _refuse_failure(response: aiohttp.ClientResponse) -> None:

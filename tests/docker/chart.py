@@ -41,6 +41,7 @@ CASES: Mapping[str, dict[str, Any]] = {
             "place": "side-car",
             "port": 9500,
             "config": {"arms": {"concise": {"description": "brief"}}, "footprint": {"pue": 1.2}},
+            "receiptToken": {"secret": "receipts"},
         },
         "models": {"claim": "models"},
         "ledger": {"claim": "ledger"},

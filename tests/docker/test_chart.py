@@ -90,6 +90,10 @@ def test_helm_finds_nothing_to_mend() -> None:
             "args has --data-parallel-size: the side-car meters one engine, so take meter.place=engine",
         ),
         ({"meter": {"config": {"meter": {"host": "::"}}}}, "meter.config.meter.host is the chart's: leave it out"),
+        (
+            {"meter": {"config": {"meter": {"receipt_token": "sesame-sesame-sesame"}}}},
+            "put it in a secret, and name that in meter.receiptToken.secret",
+        ),
         ({"replicas": 2, "ledger": {"claim": "c"}}, "one ledger has one meter"),
     ],
 )

@@ -51,10 +51,10 @@ class Meter:
     directory: Path
     port: int
 
-    def get(self, path: str, accept: str = "*/*") -> tuple[int, str]:
+    def get(self, path: str, accept: str = "*/*", **headers: str) -> tuple[int, str]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
         try:
-            connection.request("GET", path, headers={"Accept": accept})
+            connection.request("GET", path, headers={"Accept": accept, **headers})
             response = connection.getresponse()
             return response.status, response.read().decode()
         finally:
@@ -188,6 +188,25 @@ def test_unknown_receipts_and_other_paths_are_not_found(tmp_path: Path) -> None:
             assert meter.get(path)[0] == 404
         told = json.loads(meter.get(f"/energy/{'0' * 32}")[1])
         assert told == {"energy": None, "energy_reason": "unknown_request"}
+
+
+def test_receipts_may_be_for_who_bears_a_token(tmp_path: Path) -> None:
+    told = {"ETAMETER_METER__RECEIPT_TOKEN": "sesame-sesame-sesame"}
+    path = f"/energy/{RECEIPT}"
+    with (
+        lit_board(tmp_path) as board,
+        running(tmp_path, board.environment() | told) as meter,
+        engine(tmp_path) as ring,
+    ):
+        until(lambda: json.loads(meter.get("/health")[1])["engine"])
+        serve_one(ring)
+        until(lambda: meter.get(path, Authorization="bearer sesame-sesame-sesame")[0] == 200)
+        for borne in ({}, {"Authorization": "Bearer sesame-sesame-sesamf"}, {"Authorization": "sesame-sesame-sesame"}):
+            status, said = meter.get(path, **borne)
+            assert (status, json.loads(said)) == (401, {"energy": None, "energy_reason": "token_required"})
+        for open_to_all in ("/metrics", "/health", "/ready", "/"):
+            status, said = meter.get(open_to_all, "application/openmetrics-text")
+            assert (status, RECEIPT in said) == (200, False)
 
 
 def test_slack_is_found_where_texts_may_be_told_and_no_text_is_kept(tmp_path: Path) -> None:

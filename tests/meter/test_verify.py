@@ -170,7 +170,8 @@ async def disturb(batcher: Batcher) -> None:
 
 
 @pytest.mark.parametrize("disturbed", [False, True], ids=["alone", "with a neighbour"])
-def test_a_server_is_verified(tmp_path: Path, disturbed: bool) -> None:
+def test_a_server_is_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disturbed: bool) -> None:
+    monkeypatch.setenv("ETAMETER_METER__RECEIPT_TOKEN", "sesame-sesame-sesame")  # of the meter, and of who verifies
     with lit_board(tmp_path) as board, running(tmp_path, board.environment()) as meter, serving(tmp_path) as ring:
         until(lambda: json.loads(meter.get("/health")[1])["engine"])
         meter_url = f"http://127.0.0.1:{meter.port}"

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import math
+import time
 from typing import Any
 
 import pytest
@@ -46,6 +47,37 @@ def test_a_server_without_a_model_and_nobody_there_are_errors_of_one_line() -> N
         probed(Empty(lambda _: "Hello."))
     with pytest.raises(EngineError, match="the server does not answer"):
         asyncio.run(probe("http://127.0.0.1:1"))
+
+
+class Guarded(Upstream):
+    """Its receipts are for who bears the token."""
+
+    async def receipt(self, request: web.Request) -> web.Response:
+        if request.headers.get("Authorization") != "Bearer sesame-sesame-sesame":
+            return web.json_response({"energy": None, "energy_reason": "token_required"}, status=401)
+        return await super().receipt(request)
+
+
+@pytest.mark.parametrize("token", ["sesame-sesame-sesame", "another-another-", None])
+def test_who_asks_for_receipts_bears_the_token_that_is_configured(
+    monkeypatch: pytest.MonkeyPatch, token: str | None
+) -> None:
+    monkeypatch.delenv("ETAMETER_METER__RECEIPT_TOKEN", raising=False)
+    if token is not None:
+        monkeypatch.setenv("ETAMETER_METER__RECEIPT_TOKEN", token)
+
+    async def main() -> object:
+        body = {"messages": [{"content": "Hello?"}]}
+        async with running(Guarded(lambda _: "Hello.")) as url, connect(url, api_key="its own") as endpoint:
+            answer = await endpoint.chat(body, "a")
+            energy, _ = await endpoint.settled(answer.receipt_id or "", time.monotonic() + 5.0)
+            return energy and energy["settled"]
+
+    if token == "sesame-sesame-sesame":
+        assert asyncio.run(main()) is True
+    else:
+        with pytest.raises(EngineError, match="only for who bears their token: set ETAMETER_METER__RECEIPT_TOKEN to"):
+            asyncio.run(main())
 
 
 SAID: dict[str, Any] = {

@@ -36,6 +36,10 @@ capabilities: {drop: [ALL]}
 - {name: ETAMETER_STATE, value: /data/state}
 - {name: ETAMETER_METER__HOST, value: 0.0.0.0}
 - {name: ETAMETER_METER__PORT, value: {{ .Values.meter.port | quote }}}
+{{- with .Values.meter.receiptToken }}{{ if .secret }}
+- name: ETAMETER_METER__RECEIPT_TOKEN
+  valueFrom: {secretKeyRef: {name: {{ .secret }}, key: {{ .key }}}}
+{{- end }}{{ end }}
 {{- end }}
 
 {{/* Ready once both servers answer. The meter is asked until it has said yes once. */}}
