@@ -19,6 +19,7 @@ from etameter.config import (
     PRICES,
     ArmSection,
     Config,
+    EtaSection,
     FootprintSection,
     MeterSection,
     ServeSection,
@@ -63,7 +64,8 @@ def config() -> str:
         f"From the command line, else the environment, else `{CONFIG_FILE}` in the working directory, else the default.\n",
         "An unknown section or key is an error, wherever it stands.\n",
     ]
-    for name, section in (("meter", MeterSection), ("serve", ServeSection), ("footprint", FootprintSection)):
+    sections = {"meter": MeterSection, "serve": ServeSection, "eta": EtaSection, "footprint": FootprintSection}
+    for name, section in sections.items():
         rows = (
             (
                 f"`{key}`",

@@ -186,6 +186,21 @@ class FootprintSection(_Section):
         return named
 
 
+class EtaSection(_Section):
+    deep: str = Field(
+        default="served",
+        pattern=r"^(off|served|https?://[^\s/]+\S*)$",
+        description="Who judges sampled responses where `[meter] classify` is set: `served`, the served model itself while nobody else asks it; the address of another "
+        "OpenAI-compatible server, whose first model then judges; or `off`. What is judged is sent there.",
+    )
+    share: float = Field(
+        default=0.01,
+        gt=0.0,
+        le=1.0,
+        description="At most this share of responses is judged, and audits take at most this share of the joules that other requests take.",
+    )
+
+
 class Config(BaseSettings):
     """The whole configuration, checked. Made by `load`."""
 
@@ -194,6 +209,7 @@ class Config(BaseSettings):
     meter: MeterSection = MeterSection()
     serve: ServeSection = ServeSection()
     footprint: FootprintSection = FootprintSection()
+    eta: EtaSection = EtaSection()
     arms: dict[Name, ArmSection] = Field(
         default_factory=lambda: {name: ArmSection(description=told) for name, told in ARMS.items()},
         description="The arms that requests may name; any other is counted as `other`.",
@@ -359,6 +375,7 @@ def _keys_of(path: list[str]) -> Iterable[str]:
         "meter": MeterSection,
         "serve": ServeSection,
         "footprint": FootprintSection,
+        "eta": EtaSection,
         "arms": ArmSection,
     }
     return sections[path[0]].model_fields if path else Config.model_fields

@@ -204,7 +204,7 @@ def _scored(arm: str, samples: Sequence[Sample], reference: Reference, not_run: 
     return EtaTask(
         arm=arm,
         eta=required / total if total else None,
-        half_width=_half_width(list(parts.values())),
+        half_width=half_width(list(parts.values())),
         without={left_out: _eta(_parts(counted, t_star)) for left_out, t_star in reference.t_star_without.items()},
         accuracy=correct / len(counted) if counted else None,
         samples=len(counted),
@@ -234,8 +234,8 @@ def _eta(parts: Mapping[str, tuple[int, int]]) -> float | None:
     return sum(required for required, _ in parts.values()) / total if total else None
 
 
-def _half_width(parts: Sequence[tuple[int, int]]) -> float | None:
-    """Of a ratio of sums over prompts, by linearisation: samples of one prompt resemble each other, so a prompt is one draw."""
+def half_width(parts: Sequence[tuple[float, float]]) -> float | None:
+    """Of a ratio of sums over prompts (required and all tokens of each), by linearisation: samples of one prompt resemble each other, so a prompt is one draw."""
     total = sum(tokens for _, tokens in parts)
     required = sum(tokens for tokens, _ in parts)
     if len(parts) < LEAST_PROMPTS or not required:
