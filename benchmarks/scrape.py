@@ -12,7 +12,7 @@ from random import Random
 from benchmarks.report import Goal, finish
 from etameter.config import ARMS
 from etameter.costs import Costs
-from etameter.export.catalogue import BATCHES, CATEGORIES
+from etameter.export.catalogue.labels import BATCHES, CATEGORIES
 from etameter.export.prometheus import Metrics
 from etameter.fit import CostFit
 from etameter.ledger import RequestRow

@@ -24,8 +24,9 @@ from etameter.config import (
     MeterSection,
     ServeSection,
 )
-from etameter.export.catalogue import CATALOGUE, LABELS
-from etameter.export.prometheus import MAX_GROUPS
+from etameter.export.bounded import MAX_GROUPS
+from etameter.export.catalogue import CATALOGUE
+from etameter.export.catalogue.labels import LABELS
 
 HERE = Path(__file__).parent
 NOTE = "<!-- Made by `make docs` from the code. Change it there. -->\n\n"

@@ -8,7 +8,7 @@ import sqlite3
 import sys
 import tempfile
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
@@ -29,6 +29,7 @@ from etameter.errors import EtameterError, MeterBusy
 from etameter.export.events import Events
 from etameter.export.http import application
 from etameter.export.prometheus import Metrics
+from etameter.export.public_ids import PublicIds
 from etameter.export.receipts import (
     NOT_MEASURED,
     UNKNOWN_REQUEST,
@@ -36,6 +37,7 @@ from etameter.export.receipts import (
     eta_fields,
     footprint_fields,
     is_measured,
+    is_receipt_id,
     waste_fields,
 )
 from etameter.export.socket import Answer, MiddlewareSocket
@@ -56,7 +58,6 @@ SLOW_TICKS = 20
 """Health of sampler, ring and fit is looked at once in so many ticks."""
 UNWRITTEN_LIMIT = 36_000
 RETRY_S = 1.0
-PUBLIC_IDS = 65_536
 
 
 def run(settings: config.Config, rings: Sequence[Path], boards: Sequence[Path], socket: Path) -> int | None:
@@ -147,10 +148,11 @@ class Meter:
         self._classifier = Classifier(
             self._claims, self._receipts.reading, on=settings.meter.classify, tokenizer=self._tokenizer
         )
+        self._public_ids = PublicIds()
         self._socket = MiddlewareSocket(
             socket,
             announce=self._announce,
-            publish=self._publish,
+            publish=self._public_ids.publish,
             told=self._classifier.told,
             wasted=self._claims.told,
             ready=self._classifier.ready,
@@ -166,7 +168,6 @@ class Meter:
         self._display = Display(counters, self._sampler, self._engines, (*settings.arms, "unlabelled"))
         self._events = Events(partial(self._snapshot, whole=True), partial(self._snapshot, whole=False))
         self._host = HostMeter(HostCounters(packages=self._kind != "rapl"), time.monotonic_ns())
-        self._public_ids: OrderedDict[str, str] = OrderedDict()
         self._unwritten: deque[Batch] = deque()
         self._work = asyncio.Event()
         self._stopping = False
@@ -181,7 +182,7 @@ class Meter:
         served = application(
             host=self._settings.meter.host,
             render=self._metrics.render,
-            answer=self._figure,
+            answer=self._told,
             health=self._health,
             events=self._events,
             receipt_token=self._settings.meter.receipt_token,
@@ -347,7 +348,7 @@ class Meter:
             self._claims.settled(settled)
             self._classifier.settled(settled)
             for row in settled:
-                public_id = self._public_ids.pop(row.record.receipt_id or "", None)
+                public_id = self._public_ids.end(row.record.receipt_id or "")
                 self._metrics.finished(row, public_id)
                 self._display.finished(row, public_id, self._classifier.of(row.record.receipt_id or ""))
 
@@ -411,10 +412,13 @@ class Meter:
         for engine in self._engines:  # which of them will run it nobody knows yet
             engine.accounts.announce(receipt_id, arm)
 
-    def _publish(self, receipt_id: str, public_id: str) -> None:
-        self._public_ids[receipt_id] = public_id
-        if len(self._public_ids) > PUBLIC_IDS:
-            self._public_ids.popitem(last=False)
+    def _told(self, name: str) -> Answer:
+        """A receipt by its own id, or by the public one of a request that has ended: that tells nobody the receipt's own."""
+        if is_receipt_id(name):
+            return self._figure(name)
+        receipt_id = self._public_ids.receipt_of(name)
+        figure, reason = (None, UNKNOWN_REQUEST) if receipt_id is None else self._figure(receipt_id)
+        return None if figure is None else {key: figure[key] for key in figure if key != "receipt_id"}, reason
 
     def _figure(self, receipt_id: str) -> Answer:
         """The energy of a response up to now, settled or not."""

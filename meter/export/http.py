@@ -1,4 +1,4 @@
-"""The meter's HTTP server: the live page, `/events`, `/metrics`, `/energy/{receipt_id}`, `/health` and `/ready`."""
+"""The meter's HTTP server: the live page, `/events`, `/metrics`, `/energy/{request_id}`, `/health` and `/ready`."""
 
 import hashlib
 import hmac
@@ -11,7 +11,6 @@ from typing import Final
 from aiohttp import web
 
 from etameter.export.events import Events
-from etameter.export.receipts import is_receipt_id
 from etameter.export.socket import Answer
 
 ENTRANCE: Final = "index.html"
@@ -41,7 +40,7 @@ def application(
     events: Events,
     receipt_token: str | None = None,
 ) -> web.Application:
-    """Serve on `host`. Receipts are only for who bears `receipt_token`, where there is one. `render` gives the exposition for an Accept header, `answer` a receipt, `health` whether the meter is well, and what it knows.
+    """Serve on `host`. Receipts are only for who bears `receipt_token`, where there is one. `render` gives the exposition for an Accept header, `answer` a receipt for its own id or its request's public one, `health` whether the meter is well, and what it knows.
 
     On a loopback address only requests to one are answered: a page from elsewhere whose name was made to point here (DNS
     rebinding) names itself in the Host header.
@@ -91,8 +90,7 @@ def application(
         if receipt_token is not None and not borne:
             refusal = {"energy": None, "energy_reason": "token_required"}
             return web.json_response(refusal, status=401, headers={"WWW-Authenticate": "Bearer"})
-        receipt_id = request.match_info["receipt_id"]
-        energy, reason = answer(receipt_id) if is_receipt_id(receipt_id) else (None, "no_such_receipt")
+        energy, reason = answer(request.match_info["request_id"])
         return web.json_response({"energy": energy, "energy_reason": reason}, status=200 if energy is not None else 404)
 
     served = web.Application(middlewares=[guard])
@@ -106,7 +104,7 @@ def application(
             web.get("/health", state),
             web.get("/ready", ready),
             web.get("/metrics", metrics),
-            web.get("/energy/{receipt_id}", receipt),
+            web.get("/energy/{request_id}", receipt),
         ]
     )
     return served

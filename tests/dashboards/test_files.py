@@ -12,7 +12,7 @@ from grafana_foundation_sdk.models.dashboard import Dashboard
 from etameter.config import ARMS as CONFIGURED
 from etameter.dashboards import __main__ as command
 from etameter.dashboards import expressions, files, panels
-from etameter.export.catalogue import CATEGORIES, CAUSES
+from etameter.export.catalogue.labels import CATEGORIES, CAUSES
 
 pytestmark = pytest.mark.unit
 

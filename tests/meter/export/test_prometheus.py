@@ -17,8 +17,10 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from prometheus_client.samples import Sample
 
 from etameter.costs import Costs
-from etameter.export.catalogue import AUDITS, BATCHES, CATALOGUE, CAUSES, LABELS
-from etameter.export.prometheus import MAX_GROUPS, Metrics
+from etameter.export.bounded import MAX_GROUPS
+from etameter.export.catalogue import CATALOGUE
+from etameter.export.catalogue.labels import AUDITS, BATCHES, CAUSES, LABELS
+from etameter.export.prometheus import Metrics
 from etameter.footprint import Factor, Footprint
 from etameter.ledger import RequestRow
 from etameter.records import Balance, Edge, ReadFailure, RequestEnergy, RequestRecord, Source
@@ -376,7 +378,7 @@ def test_a_finished_request_is_observed_in_every_histogram(clock: _Clock) -> Non
     of_group = {**of_model, "arm": "entrace", "source": "simulated"}
     sums = {
         "etameter_request_energy_joules": (of_group, 7.0),
-        "etameter_request_wh_per_output_token": (of_group, 1.0 / 2 / 3600),
+        "etameter_request_wh_per_output_token": ({**of_model, "source": "simulated"}, 1.0 / 2 / 3600),
         "etameter_request_energy_error_ratio": ({**of_model, "source": "simulated"}, 0.1 / 7.0),
         "etameter_time_to_first_token_seconds": (of_model, 0.2),
         "etameter_inter_token_latency_seconds": (of_model, 0.03),

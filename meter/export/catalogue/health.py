@@ -1,0 +1,56 @@
+"""Whether the meter itself keeps up."""
+
+from etameter.export.catalogue.declaration import Declaration
+
+SAMPLER_POLLS = Declaration("etameter_sampler_polls_total", "counter", "polls", (), "Reads of counters.")
+SAMPLER_MISSED = Declaration(
+    "etameter_sampler_missed_polls_total",
+    "counter",
+    "polls",
+    (),
+    "Reads that would have had time while one was late or took long.",
+)
+SAMPLER_LATENESS = Declaration(
+    "etameter_sampler_lateness_seconds_total",
+    "counter",
+    "seconds",
+    (),
+    "Sum over all reads of start minus planned start.",
+)
+SAMPLER_CPU = Declaration(
+    "etameter_sampler_cpu_seconds_total", "counter", "seconds", (), "Processor time that reading the counters takes."
+)
+SAMPLER_DROPPED = Declaration(
+    "etameter_sampler_dropped_edges_total", "counter", "edges", (), "Edges and failures lost because nobody took them."
+)
+RING_LOST = Declaration(
+    "etameter_ring_lost_records_total",
+    "counter",
+    "records",
+    ("engine",),
+    "Records of an engine's steps that were overwritten before they were read.",
+)
+RING_TORN = Declaration(
+    "etameter_ring_torn_records_total", "counter", "records", ("engine",), "Records that were damaged when read."
+)
+SOCKET_DROPPED = Declaration(
+    "etameter_socket_dropped_messages_total",
+    "counter",
+    "messages",
+    (),
+    "Messages between the middleware and the meter that were dropped.",
+)
+LISTENERS_DROPPED = Declaration(
+    "etameter_page_listeners_dropped_total",
+    "counter",
+    "listeners",
+    (),
+    "Listeners to `/events`, such as the live page, that were too slow and were hung up on.",
+)
+LEDGER_DROPPED = Declaration(
+    "etameter_ledger_dropped_findings_total",
+    "counter",
+    "findings",
+    (),
+    "What was found of answers, that is their slack or their loss, and is in no ledger because too much of it waited while the ledger could not be written.",
+)

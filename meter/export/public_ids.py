@@ -1,0 +1,50 @@
+"""The ids of requests that their clients know.
+
+A receipt id opens the receipt to whoever has it, so it is told to the client alone. Exemplars, the live page and the meter's own port name a
+request by the id that vLLM answers with instead.
+"""
+
+import re
+from collections import OrderedDict
+from typing import Final
+
+REMEMBERED: Final = 65_536
+"""Requests that may be open at once, and as many that have ended."""
+ROOM: Final = 64
+"""Characters of an id; of all that an exemplar says, OpenMetrics allows 128."""
+
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/+=-]*")
+
+
+def printable(public_id: str | None) -> str | None:
+    """As much of an id as is shown; None where a client made it up of characters that are not those of ids."""
+    return None if public_id is None or not _ID.fullmatch(public_id) else public_id[:ROOM]
+
+
+class PublicIds:
+    """Which public id belongs to which receipt id: of open requests, and of the latest that have ended."""
+
+    def __init__(self) -> None:
+        self._open: OrderedDict[str, str] = OrderedDict()
+        self._ended: OrderedDict[str, str] = OrderedDict()
+
+    def publish(self, receipt_id: str, public_id: str) -> None:
+        """The server has told its client `public_id`."""
+        self._open[receipt_id] = public_id
+        if len(self._open) > REMEMBERED:
+            self._open.popitem(last=False)
+
+    def end(self, receipt_id: str) -> str | None:
+        """The public id of a request that has ended. From now on `receipt_of` knows it."""
+        public_id = self._open.pop(receipt_id, None)
+        name = printable(public_id)
+        if name is not None:
+            self._ended[name] = receipt_id  # clients may choose ids, and choose one twice: the latest counts
+            self._ended.move_to_end(name)
+            if len(self._ended) > REMEMBERED:
+                self._ended.popitem(last=False)
+        return public_id
+
+    def receipt_of(self, name: str) -> str | None:
+        """The receipt id of an ended request, by what of its public id is shown."""
+        return self._ended.get(name)
