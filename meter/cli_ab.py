@@ -81,6 +81,7 @@ def ab(
     The plan is written before the first request. A run that was cut off goes on with --resume. With --compare it ends with 4 where the two runs are not comparable.
     """
     from .prompts import ab_command
+    from .prompts.station import Server
 
     if compare is not None:
         return 0 if ab_command.compare(compare, as_json=as_json) else NOT_COMPARABLE
@@ -105,7 +106,7 @@ def ab(
         margin=margin,
         seed=seed,
     )
-    server = ab_command.Server(url, model, engine, profile)
+    server = Server(url, model, engine, profile)
     if dry_run:
         return ab_command.dry_run(wishes, server, saving=saving)
     return ab_command.run(wishes, server, out=out, resume=resume, texts=texts, as_json=as_json)

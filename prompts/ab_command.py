@@ -1,38 +1,30 @@
 """`etameter ab`: the same tasks under several arms on one server, and what may be said of the difference."""
 
 import asyncio
-import hashlib
 import json
 import math
-import os
 import platform
 import secrets
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
-from urllib.parse import urlsplit
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
 from etameter import config
-from etameter.counters import Counter, nvml, rapl
-from etameter.counters.simulated import SimulatedCounter
 from etameter.demo_report import Progress
-from etameter.errors import CounterError, EngineError, ExperimentError
+from etameter.errors import EngineError, ExperimentError
 from etameter.joules import Joules
-from etameter.own_server import Profile, address_of, is_here, serving
-from etameter.serving import launch, small_model
+from etameter.serving import launch
 from etameter.serving.child import interruptible
-from etameter.serving.ring import RingReader
 
 from . import across, journal, report, results
 from . import arms as arms_module
@@ -45,15 +37,11 @@ from .forecast import forecast
 from .journal import Journal
 from .loaders import load
 from .plan import Load, Plan, PrefixCache, lay_out
+from .station import Server, Station, asked, counters_of, described, model_of
 from .tasks import Suite, check, load_suite, suites
 
-ENGINE_OPTIONS: Final = ("--enable-prompt-tokens-details",)
 CONCURRENCY: Final = 8
 """Where no load is named."""
-_LOOKED_AT: Final = 1 << 20
-"""Bytes at both ends of each of a model's files, from which its fingerprint is taken: all of it would take minutes."""
-_OF_A_MODEL: Final = frozenset({".json", ".safetensors", ".bin", ".gguf", ".pt"})
-_BY_NAME: Final = "its name: its files can't be read from here"
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,17 +98,6 @@ class Wishes:
 
 
 @dataclass(frozen=True, slots=True)
-class Server:
-    """Whom to ask: the server at `url`, else one of our own, of `model` or of the bundled small one."""
-
-    url: str | None = None
-    model: str | None = None
-    engine: str | None = None
-    """Of a server that runs: it names its ring and its simulated board."""
-    profile: Profile = "h100"
-
-
-@dataclass(frozen=True, slots=True)
 class _Run:
     """A plan with what is behind its names, and where it is kept."""
 
@@ -172,7 +149,7 @@ def run(wishes: Wishes, server: Server, *, out: Path | None, resume: Path | None
 def dry_run(wishes: Wishes, server: Server, *, saving: float) -> int:
     """Prints what would be done, and how much of it would find a saving. Asks nobody, but a server at an address for its model."""
     suite, arms = _suite(wishes.suite), _arms(wishes.arms)
-    plan = wishes.plan(suite, arms, _model(server))
+    plan = wishes.plan(suite, arms, model_of(server))
     sys.stdout.write(forecast(plan, saving) + "\n")
     return 0
 
@@ -196,7 +173,7 @@ def compare(paths: tuple[Path, Path], *, as_json: bool) -> bool:
 
 def _new(wishes: Wishes, server: Server, folder: Path, *, texts: bool) -> _Run:
     suite, arms = _suite(wishes.suite), _arms(wishes.arms)
-    plan = wishes.plan(suite, arms, _model(server))
+    plan = wishes.plan(suite, arms, model_of(server))
     journal.begin(folder, plan)
     return _Run(plan, suite, tuple(arms), folder, resumed=False, texts=texts)
 
@@ -219,7 +196,7 @@ def _begun(wishes: Wishes, server: Server, folder: Path, *, texts: bool) -> _Run
         raise ExperimentError(
             "the arms are not those of the plan", "name the same, those of your own as NAME=FILE, or begin another run"
         )
-    if not results.is_complete(plan, told) and (model := _model(server)) != plan.model:
+    if not results.is_complete(plan, told) and (model := model_of(server)) != plan.model:
         raise ExperimentError(f"the plan is for {plan.model}, and this is {model}", "serve the same model")
     kept = bool(told.sessions[0]["texts"]) if told.sessions else texts
     return _Run(plan, suite, tuple(arms), folder, resumed=True, texts=kept)
@@ -234,96 +211,38 @@ def _arms(named: Sequence[str] | None) -> list[Arm]:
     return [arms_module.find(name) for name in named or ("unconstrained", "entrace", "concise")]
 
 
-def _model(server: Server) -> str:
-    """The name of what is served."""
-    if server.url is None:
-        return server.model or small_model.NAME
-
-    async def ask(url: str) -> tuple[str, ...]:
-        async with connect(url) as endpoint:
-            return await endpoint.models()
-
-    served = asyncio.run(ask(address_of(server.url)))
-    if server.model is not None and server.model not in served:
-        raise EngineError(f"the server has no model {server.model}", f"it has {', '.join(served)}")
-    return server.model or served[0]
-
-
 def _measure(wanted: _Run, server: Server, progress: Progress) -> None:
     """All that is left to measure."""
     with journal.resume(wanted.folder, wanted.plan) as kept:
         if results.is_complete(wanted.plan, kept.told):
             return
-        with _asked(server, progress) as (url, receipts_url, engine, tend):
-            counters = _counters(engine)
+        with asked(server, progress, name="ab") as station:
+            counters = counters_of(station.engine)
             joules = Joules(counters)
             joules.start()
             try:
-                with closing(Boards(counters, config.ring_path(engine))) as boards:
-                    asyncio.run(_ask(wanted, url, receipts_url, joules, boards, kept, tend))
+                with closing(Boards(counters, config.ring_path(station.engine))) as boards:
+                    asyncio.run(_ask(wanted, station, joules, boards, kept))
             finally:
                 joules.stop()
 
 
-@contextmanager
-def _asked(server: Server, progress: Progress) -> Iterator[tuple[str, str, str, Callable[[], None]]]:
-    """The server: its address, where its receipts are, its engine's name, and what to call now and then."""
-    if server.url is not None:
-        url = address_of(server.url)
-        if not is_here(urlsplit(url).hostname or ""):
-            raise EngineError(f"the server at {url} is on another machine", "run this where its GPU is")
-        yield url, url, server.engine or config.load().serve.engine, lambda: None
-        return
-    with tempfile.TemporaryDirectory(prefix="etameter-ab-") as folder:
-        os.environ["ETAMETER_RUN"] = folder  # its own meter, beside any other
-        with serving(
-            server.model, server.profile, Path(folder), progress, name="ab", options=ENGINE_OPTIONS, restart=True
-        ) as served:
-            progress.end()
-            engine = served.meter.settings.serve.engine
-            yield served.url, served.meter.url, engine, served.meter.supervisor.tend
-
-
-def _counters(engine: str) -> Sequence[Counter]:
-    """Those of the engine's simulated board where one publishes; else of its GPUs, or of all where it doesn't name them; else of the CPU packages.
-
-    Raises:
-        CounterError: there is none, or one that fails.
-    """
-    board = config.board_path(engine)
-    if board.exists():
-        return [SimulatedCounter(board)]
-    try:
-        with closing(RingReader(config.ring_path(engine))) as reader:
-            uuids = list(reader.header.gpu_uuids)
-    except (OSError, EngineError):
-        uuids = []
-    try:
-        return nvml.discover(uuids)
-    except CounterError as error:
-        if error.cause != "library_missing":
-            raise
-    return rapl.discover()
-
-
 async def _ask(
     wanted: _Run,
-    url: str,
-    receipts_url: str,
+    station: Station,
     joules: Joules,
     boards: Boards,
     kept: Journal,
-    tend: Callable[[], None],
 ) -> None:
     name = f"{wanted.plan.hash[:12]}-{secrets.token_hex(4)}"
-    async with connect(url, receipts_url, run=name, timeout_s=wanted.plan.timeout_s) as endpoint:
+    async with connect(station.url, station.receipts_url, run=name, timeout_s=wanted.plan.timeout_s) as endpoint:
         machine = {
             "run": name,
             "began": datetime.now(UTC).isoformat(timespec="seconds"),
             "texts": wanted.texts,
             "source": joules.source,
             "counter": joules.counters[0].kind,
-            "server": _described(await endpoint.about(wanted.plan.model)),
+            "server": described(await endpoint.about(wanted.plan.model)),
             "etameter": version("etameter"),
             "python": platform.python_version(),
             "kernel": f"{platform.system()} {platform.release()}",
@@ -341,35 +260,9 @@ async def _ask(
                 texts=wanted.texts,
                 patience=PATIENCE,
                 tell=shown,
-                tend=tend,
+                tend=station.tend,
             )
             await experiment.run()
-
-
-def _described(told: dict[str, Any]) -> dict[str, Any]:
-    """What a server says of itself; of a model in a folder that can be read here its fingerprint, in place of where it is."""
-    root = Path(str(told.get("root", "")))
-    if not root.is_absolute():
-        return {**told, "model_known_by": _BY_NAME}
-    try:
-        fingerprint = _fingerprint(root)
-    except OSError:  # on another file system, as in a container, or another user's
-        return {**told, "root": root.name, "model_known_by": _BY_NAME}
-    return {**told, "root": root.name, "model_fingerprint": fingerprint}
-
-
-def _fingerprint(folder: Path) -> str:
-    """Of a model's files: their names and sizes, and both ends of each. Raises OSError."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.suffix in _OF_A_MODEL:
-            size = path.stat().st_size
-            digest.update(f"{path.name} {size}\n".encode())
-            with path.open("rb") as file:
-                digest.update(file.read(_LOOKED_AT))
-                file.seek(max(size - _LOOKED_AT, 0))
-                digest.update(file.read(_LOOKED_AT))
-    return digest.hexdigest()[:16]
 
 
 class _Shown:

@@ -58,7 +58,7 @@ LAYERS: tuple[frozenset[str], ...] = (
         | {"etameter.arithmetic", "etameter.arithmetic_command"}
         | {"etameter.check_report", "etameter.eta_command", "etameter.own_server", "etameter.audit_command"}
     ),
-    frozenset({"etameter.prompts.ab_command"}),  # it starts a server as the demo does
+    frozenset({"etameter.prompts.ab_command", "etameter.prompts.station"}),  # they start a server as the demo does
     frozenset({"etameter.cli", "etameter.cli_ab", "etameter.cli_eta", "etameter.cli_arithmetic", "etameter.cli_proxy"}),
     frozenset({"etameter.__main__", "etameter"}),  # the package's own door opens on `inline`
 )

@@ -12,9 +12,10 @@ from aiohttp import web
 from etameter import cli
 from etameter.counters import nvml
 from etameter.errors import EtameterError
-from etameter.prompts import ab_command, endpoint, journal, report, results
-from etameter.prompts.ab_command import Server, Wishes
+from etameter.prompts import ab_command, endpoint, journal, report, results, station
+from etameter.prompts.ab_command import Wishes
 from etameter.prompts.experiment import Experiment, Patience
+from etameter.prompts.station import Server
 from etameter.prompts.tables import BlockRow, Outcome, read_parquet
 from tests.prompts import ab_bench as bench
 from tests.prompts import recomputed
@@ -156,7 +157,7 @@ def test_a_dry_run_asks_nobody(capsys: pytest.CaptureFixture[str]) -> None:
     assert "To find a saving of 20%" in out
     wishes = Wishes("mini.jsonl", ("unconstrained", "concise"), concurrency=4, closed_loop=2)
     suite, arms = ab_command._suite("mini.jsonl"), ab_command._arms(wishes.arms)
-    assert out.startswith(f"plan {wishes.plan(suite, arms, ab_command._model(Server())).hash}")
+    assert out.startswith(f"plan {wishes.plan(suite, arms, station.model_of(Server())).hash}")
     assert list(Path().glob("etameter-ab-*")) == []
 
 
@@ -226,7 +227,7 @@ def test_another_model_is_refused(board: Board, capsys: pytest.CaptureFixture[st
 def test_a_server_elsewhere_is_not_metered_here(board: Board) -> None:
     with (
         pytest.raises(EtameterError, match="on another machine"),
-        ab_command._asked(Server("http://192.0.2.1:8000"), None),  # type: ignore[arg-type]
+        station.asked(Server("http://192.0.2.1:8000"), None, name="ab"),  # type: ignore[arg-type]
     ):
         pass
 
@@ -243,17 +244,17 @@ def test_a_machine_without_a_counter_says_so(
 def test_what_is_said_of_a_models_folder_is_not_where_it_is(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_bytes(b"weights")
-    told = ab_command._described({"root": str(tmp_path), "version": "0.32.0"})
+    told = station.described({"root": str(tmp_path), "version": "0.32.0"})
     assert (told["root"], told["version"]) == (tmp_path.name, "0.32.0")
     (tmp_path / "model.safetensors").write_bytes(b"weights!")
-    assert ab_command._described({"root": str(tmp_path)})["model_fingerprint"] != told["model_fingerprint"]
+    assert station.described({"root": str(tmp_path)})["model_fingerprint"] != told["model_fingerprint"]
     (tmp_path / "pytorch_model.bin").write_bytes(b"weights")
-    assert ab_command._described({"root": str(tmp_path)})["model_fingerprint"] != told["model_fingerprint"]
+    assert station.described({"root": str(tmp_path)})["model_fingerprint"] != told["model_fingerprint"]
 
 
 @pytest.mark.parametrize("root", ["Org/model", "/nowhere/model", __file__])
 def test_a_model_whose_files_can_not_be_read_is_known_by_its_name(root: str) -> None:
-    told = ab_command._described({"root": root})
+    told = station.described({"root": root})
     assert told["root"] in {"Org/model", Path(root).name}
     assert "its name" in told["model_known_by"]
     assert "model_fingerprint" not in told
