@@ -22,8 +22,8 @@ from etameter.records import Balance, Edge, RequestEnergy, RequestRecord, Source
 from etameter.slack.labels import Waste
 from etameter.slack.reading import Reading
 
-SCHEMA_VERSION = 3
-"""Version 1 had no readings, version 2 no joules by time and no wastes; either becomes one of this version when it is opened to be written."""
+SCHEMA_VERSION = 4
+"""Version 1 had no readings, version 2 no joules by time and no wastes, version 3 no audits; each becomes one of this version when it is opened to be written."""
 _SCHEMA = """
 CREATE TABLE requests (
     boot_id TEXT NOT NULL, engine TEXT NOT NULL, engine_started_ns INTEGER NOT NULL, number INTEGER NOT NULL,
@@ -45,6 +45,8 @@ CREATE TABLE balances (
 ) STRICT;
 CREATE TABLE resume (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 """
+_SCHEMAS = (_SCHEMA, readings.SCHEMA, readings.UPGRADE, readings.AUDITS)
+"""What makes each version of the one before."""
 QUIET_ROW_NS = 60_000_000_000
 """Intervals without requests become one row of at most this length."""
 _LAST_BALANCE = "SELECT max(end_ns) FROM balances WHERE boot_id = ? AND gpu_uuid = ?"
@@ -153,12 +155,8 @@ class Ledger:
                 self._db.execute("PRAGMA journal_mode=WAL")
                 self._db.execute("PRAGMA synchronous=NORMAL")
             (version,) = self._db.execute("PRAGMA user_version").fetchone()
-            if version == 0 and not read_only:
-                self._make(_SCHEMA + readings.SCHEMA + readings.UPGRADE)
-            elif version == 1 and not read_only:
-                self._make(readings.SCHEMA + readings.UPGRADE)
-            elif version == 2 and not read_only:
-                self._make(readings.UPGRADE)
+            if 0 <= version < SCHEMA_VERSION and not read_only:
+                self._make("".join(_SCHEMAS[version:]))
             elif not 1 <= version <= SCHEMA_VERSION:
                 raise EtameterError(f"{path} is a ledger of version {version}", f"name one of version {SCHEMA_VERSION}")
             self._version: int = version if read_only else SCHEMA_VERSION
@@ -177,6 +175,14 @@ class Ledger:
         """What was found in a response; None too in a ledger of version 1 that is only read."""
         return readings.find(self._db, self._version, receipt_id)
 
+    def judged(self, receipt_id: str) -> Reading | None:
+        """What a judge found in a response; None too in a ledger of a version under 4 that is only read."""
+        return readings.find(self._db, self._version, receipt_id, deep=True)
+
+    def audits(self, most: int) -> tuple[list[readings.Judged], list[readings.Checked]]:
+        """The latest answers that were judged, and that were given to an audit's tasks; newest first."""
+        return readings.judged(self._db, self._version, most), readings.checked(self._db, self._version, most)
+
     def waste(self, receipt_id: str) -> Waste | None:
         """What the server said became of a response."""
         return readings.waste_of(self._db, self._version, receipt_id)
@@ -188,7 +194,7 @@ class Ledger:
         resume: Resume,
         wall_time: float,
         running: Iterable[RunningValues] = (),
-        found: Iterable[Reading] = (),
+        found: Iterable[readings.Found] = (),
         wastes: Iterable[tuple[str, Waste]] = (),
     ) -> None:
         """Write one settled batch, whole or not at all. `wall_time` (s since 1970) is metadata of its requests.
@@ -211,7 +217,7 @@ class Ledger:
                 "INSERT OR REPLACE INTO resume VALUES (?, ?)", (resume.engine or "resume", resume_text(resume))
             )
 
-    def note(self, found: Iterable[Reading], wastes: Iterable[tuple[str, Waste]]) -> None:
+    def note(self, found: Iterable[readings.Found], wastes: Iterable[tuple[str, Waste]]) -> None:
         """Write what came to be known after the last batch. Raises sqlite3.Error."""
         with self._db:
             self._db.execute("BEGIN IMMEDIATE")

@@ -4,9 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
+from .deep import Judged, deep_eta
 from .eta import Eta, fast_eta
 from .fast import Labelled
-from .labels import NAMES, OPTIONAL, REQUIRED
+from .labels import NAMES, OPTIONAL, REQUIRED, Label, Untold
 from .tokens import Counted, Unit
 
 NO_TEXT: Final = "no_text"
@@ -15,6 +16,8 @@ BUSY: Final = "classifier_busy"
 FAILED: Final = "classifier_failed"
 CAUSES: Final = frozenset({NO_TEXT, TOO_LONG, BUSY, FAILED})
 """Why a response isn't classified although its texts were told."""
+DEEP: Final = "deep"
+"""The method of a judge, whose reading stands beside the one that is in the response."""
 NEEDS: Final = (NAMES[REQUIRED], NAMES[OPTIONAL])
 """Categories that are no slack in every view. A method that only finds slack names none of them."""
 MOST_PARTS: Final = 1024
@@ -24,6 +27,13 @@ Classify = Callable[[str, str], Sequence[Labelled]]
 """The labelled spans of a response to a prompt."""
 Count = Callable[[int, str, Sequence[Labelled]], Counted]
 """The tokens of the spans of a choice, which is given with its place."""
+
+
+class Named(Protocol):
+    """A span that has a label, or None."""
+
+    @property
+    def label(self) -> Label | Untold | None: ...
 
 
 class Spread(Protocol):
@@ -91,29 +101,34 @@ def read(
 ) -> Reading | None:
     """Classify the choices of a response, which belong to the prompts in equal groups. None where they say nothing."""
     spans: list[Labelled] = []
-    choices: list[tuple[Sequence[Labelled], Counted]] = []
+    choices: list[tuple[Sequence[Named], Counted]] = []
     for place, response in enumerate(responses):
         prompt = prompts[place * len(prompts) // len(responses)] if prompts else ""
         found = classify(prompt, response)
         choices.append((found, count(place, response, found)))
         spans += found
     eta = fast_eta(spans, [tokens for _, counted in choices for tokens in counted.tokens])
-    units = {counted.unit for found, counted in choices if found}
-    parts = _parts(choices)
+    units = {counted.unit for named, counted in choices if named}
+    return _reading(
+        receipt_id, eta, _parts(choices), units.pop() if len(units) == 1 else "characters", keep=len(prompts) < 2
+    )
+
+
+def judged(receipt_id: str, spans: Sequence[Judged], counted: Counted) -> Reading | None:
+    """What a judge says of a response of one choice. None where it could classify nothing."""
+    eta = deep_eta(spans, counted.tokens)
+    return _reading(receipt_id, eta, _parts([(spans, counted)]), counted.unit, keep=True)
+
+
+def _reading(receipt_id: str, eta: Eta, parts: list[Part], unit: Unit, *, keep: bool) -> Reading | None:
     if eta.lenient is None or eta.interval is None:
         return None
-    return _reading(receipt_id, eta, parts, units.pop() if len(units) == 1 else "characters", keep=len(prompts) < 2)
-
-
-def _reading(receipt_id: str, eta: Eta, parts: list[Part], unit: Unit, *, keep: bool) -> Reading:
-    assert eta.lenient is not None
-    assert eta.interval is not None
     shares: dict[str, float] = {}
     for part in parts:
         shares[part.category] = shares.get(part.category, 0.0) + part.weight * (part.end - part.start)
     return Reading(
         receipt_id,
-        eta.lenient,
+        eta.interval[1],
         eta.interval,
         eta.unclassified,
         eta.method,
@@ -126,7 +141,7 @@ def _reading(receipt_id: str, eta: Eta, parts: list[Part], unit: Unit, *, keep: 
     )
 
 
-def _parts(choices: Sequence[tuple[Sequence[Labelled], Counted]]) -> list[Part]:
+def _parts(choices: Sequence[tuple[Sequence[Named], Counted]]) -> list[Part]:
     """Of each choice its stretches of one category, in order."""
     total = sum(sum(counted.tokens) for _, counted in choices)
     parts: list[Part] = []

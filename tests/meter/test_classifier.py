@@ -362,7 +362,7 @@ def test_the_ledger_keeps_readings_and_gives_them_tokens_and_joules(tmp_path: Pa
 
 def test_the_ledger_keeps_joules_by_time_what_was_lost_and_what_was_needed(tmp_path: Path) -> None:
     shares, spent = {"preamble": 0.25, "required": 0.5}, {"preamble": (0.1, 0.2), "required": (0.6, 0.5)}
-    reading = Reading(RECEIPT, 0.75, (0.5, 0.75), 0.25, "deep", 0.8, shares, "tokens", 0.5, 0.6, spent)
+    reading = Reading(RECEIPT, 0.75, (0.5, 0.75), 0.25, "task", 0.8, shares, "tokens", 0.5, 0.6, spent)
     drafting = replace(row(1), energy=replace(row(1).energy, draft_waste_j=0.5))
     ledger = Ledger(tmp_path / "ledger.db")
     ledger.settle([], written(row(0), drafting), resume(), 1.0, found=[reading])
@@ -387,7 +387,7 @@ def test_the_ledger_keeps_joules_by_time_what_was_lost_and_what_was_needed(tmp_p
 
 VERSION_2 = """
 DROP VIEW slack_by_request; DROP VIEW needed_by_request; DROP VIEW waste_by_request; DROP VIEW categories_by_request; DROP VIEW fate_by_request;
-DROP TABLE slack; DROP TABLE eta; DROP TABLE wastes;
+DROP TABLE slack; DROP TABLE eta; DROP TABLE wastes; DROP TABLE slack_deep; DROP TABLE eta_deep; DROP TABLE checked;
 CREATE TABLE eta (
     receipt_id TEXT PRIMARY KEY, lenient_at_most REAL NOT NULL, low REAL NOT NULL, high REAL NOT NULL,
     unclassified REAL NOT NULL, method TEXT NOT NULL, reliability REAL
@@ -428,7 +428,8 @@ def test_a_ledger_of_version_1_is_read_as_it_is_and_gets_the_tables_when_it_is_w
     ledger.close()
     old = sqlite3.connect(path)
     views = "slack_by_request", "needed_by_request", "waste_by_request", "categories_by_request", "fate_by_request"
-    drops = [f"DROP VIEW {view};" for view in views] + [f"DROP TABLE {table};" for table in ("slack", "eta", "wastes")]
+    tables = "slack", "eta", "wastes", "slack_deep", "eta_deep", "checked"
+    drops = [f"DROP VIEW {view};" for view in views] + [f"DROP TABLE {table};" for table in tables]
     old.executescript(f"{''.join(drops)} PRAGMA user_version = 1;")
     old.close()
     reader = Ledger(path, read_only=True)
