@@ -27,6 +27,7 @@ from etameter.config import (
 from etameter.export.bounded import MAX_GROUPS
 from etameter.export.catalogue import CATALOGUE
 from etameter.export.catalogue.labels import LABELS
+from etameter.nightly_section import NightlySection
 
 HERE = Path(__file__).parent
 NOTE = "<!-- Made by `make docs` from the code. Change it there. -->\n\n"
@@ -40,7 +41,7 @@ def commands() -> str:
     assert isinstance(group, typer.core.TyperGroup)
     parts = [
         "# Commands\n",
-        "Exit codes: 0 done; 2 wrong use or environment, and one line on stderr says what to do; 3 figures that are not as they should be; 4 not comparable; 130 interrupted.\n",
+        "Exit codes: 0 done; 2 wrong use or environment, and one line on stderr says what to do; 3 figures that are not as they should be; 4 not comparable; 5 unstable; 130 interrupted.\n",
         _block(group.get_help(context)),
     ]
     return "\n".join([*parts, *_helps(group, context)])
@@ -65,7 +66,13 @@ def config() -> str:
         f"From the command line, else the environment, else `{CONFIG_FILE}` in the working directory, else the default.\n",
         "An unknown section or key is an error, wherever it stands.\n",
     ]
-    sections = {"meter": MeterSection, "serve": ServeSection, "eta": EtaSection, "footprint": FootprintSection}
+    sections = {
+        "meter": MeterSection,
+        "serve": ServeSection,
+        "eta": EtaSection,
+        "nightly": NightlySection,
+        "footprint": FootprintSection,
+    }
     for name, section in sections.items():
         rows = (
             (

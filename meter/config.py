@@ -23,6 +23,7 @@ from pydantic_settings import (
 )
 
 from .errors import ConfigError
+from .nightly_section import NightlySection
 
 CONFIG_FILE = Path("etameter.toml")
 ENV_PREFIX = "ETAMETER_"
@@ -210,6 +211,7 @@ class Config(BaseSettings):
     serve: ServeSection = ServeSection()
     footprint: FootprintSection = FootprintSection()
     eta: EtaSection = EtaSection()
+    nightly: NightlySection = NightlySection()
     arms: dict[Name, ArmSection] = Field(
         default_factory=lambda: {name: ArmSection(description=told) for name, told in ARMS.items()},
         description="The arms that requests may name; any other is counted as `other`.",
@@ -364,6 +366,8 @@ def _config_error(details: ErrorDetails, origins: Iterable[tuple[str, Mapping[st
 
 def _holds(settings: object, path: Iterable[str]) -> bool:
     for part in path:
+        if isinstance(settings, list) and part.isdigit():
+            return True
         if not isinstance(settings, Mapping) or part not in settings:
             return False
         settings = settings[part]
@@ -376,6 +380,7 @@ def _keys_of(path: list[str]) -> Iterable[str]:
         "serve": ServeSection,
         "footprint": FootprintSection,
         "eta": EtaSection,
+        "nightly": NightlySection,
         "arms": ArmSection,
     }
     return sections[path[0]].model_fields if path else Config.model_fields

@@ -17,7 +17,7 @@ PACKAGES = {
 
 # From the bottom up. A module may import what stands below it, and its neighbours as long as there is no circle.
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"etameter.backlog", "etameter.errors", "etameter.records", "etameter.config"}),
+    frozenset({"etameter.backlog", "etameter.errors", "etameter.records", "etameter.config", "etameter.nightly_section"}),
     frozenset({"etameter.serving.frames", "etameter.serving.ring"}),  # the format of the stream, which both sides share
     frozenset(
         {
