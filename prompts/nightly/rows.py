@@ -52,7 +52,7 @@ class StageRow:
     temperature_c: float | None
     """Highest of all boards."""
     clock_mhz: float | None
-    """Of the streaming multiprocessors, mean of all boards and looks."""
+    """Of the streaming multiprocessors, lowest of all boards and looks."""
     throttled: bool | None
     neighbours: int | None
     """Processes of others that computed on the boards."""
@@ -75,7 +75,7 @@ class Figure:
     """Ends of the 95 % interval."""
     high: float | None
     n: int
-    """Windows or requests that the interval is from, whichever `metrics.METRICS` says; 0 where nothing is known."""
+    """Windows that count, from whose differences the interval is; of the comparison of arms repeats; 0 where nothing is known."""
     source: Source
     reason: str = ""
     """Why the value is not known, or what has to be known of it."""
@@ -101,8 +101,9 @@ class Run:
     """Of everything in the configuration that decides what is measured."""
     config: Mapping[str, Any]
     seed: int
-    source: Source
-    counter: Kind
+    source: Source | None
+    """None, as much of what follows, where the run ended before it could be told."""
+    counter: Kind | None
     hardware: Mapping[str, Any]
     """`boards`: of each its name, and what NVML says; `cpu`, `cores`, `memory_bytes`, `host`."""
     driver: str | None
@@ -111,11 +112,11 @@ class Run:
     power_cap_w: float | None
     """Of all boards together, as set when the run began."""
     vllm: str | None
-    model: str
+    model: str | None
     model_hash: str | None
     """Of the model's files; None where they can't be read from here."""
     etameter: str
-    tasks_hash: str
+    tasks_hash: str | None
     """Of the suite that the fixed stages ask."""
     sessions: int
     energy_j: float | None
