@@ -6,7 +6,6 @@ ignored until that one is gone; then it goes on from where the GPU is settled.
 """
 
 import logging
-import os
 import stat
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -84,7 +83,7 @@ class Engine:
         except ValueError as error:  # a writer that is not ours has put nonsense into the ring
             logger.warning("the ring %s can't be understood: %s", self.ring, error)
             self._lose(now_ns)
-        if self._reader.replaced() or not alive(self._reader.header.pid):
+        if self._reader.replaced() or self._reader.abandoned():
             self._lose(now_ns)
         if self._reader.replaced() and self.is_over(now_ns, ENGINE_CHANGE_WAIT_NS):
             self._reader.close()
@@ -106,11 +105,11 @@ class Engine:
             reader = RingReader(self.ring)
         except (FileNotFoundError, EngineError):
             return nowhere
-        header = reader.header
+        header, is_over = reader.header, reader.abandoned()
         reader.close()
         resumes = self._ledger.resumes()
         place = resumes.get(header.engine) or resumes.get("")
-        if place is None or header.created_ns != place.ring_created_ns or not alive(header.pid):
+        if place is None or header.created_ns != place.ring_created_ns or is_over:
             return nowhere
         return replace(place, coefficients=nowhere.coefficients)
 
@@ -149,8 +148,8 @@ class Engine:
         header, ring = reader.header, (reader.inode, reader.header.created_ns)
         if ring == self._ignored:
             return False
-        if not alive(header.pid):
-            self._ignore(ring, f"its engine (pid {header.pid}) has ended, or runs in another PID namespace")
+        if reader.abandoned():
+            self._ignore(ring, f"its engine (pid {header.pid}, as it counts) has ended")
             return False
         try:
             gpus = gpus_of(header, self._devices)
@@ -243,14 +242,3 @@ def check_ring(path: Path) -> None:
         return
     except OSError as error:
         raise EngineError(f"the ring {path} can't be read ({error.strerror})", remedy) from error
-
-
-def alive(pid: int) -> bool:
-    """Whether a process of this number exists."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

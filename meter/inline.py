@@ -199,7 +199,7 @@ class Window:
                 reader = RingReader(self._ring)
             except (FileNotFoundError, EngineError):
                 return
-            if not Path(f"/proc/{reader.header.pid}").exists():  # what a dead engine left
+            if reader.abandoned():  # what a dead engine left
                 reader.close()
                 return
             try:

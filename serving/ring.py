@@ -1,7 +1,7 @@
 """The step stream: what an engine's scheduler did, written to a memory-mapped file that any number of readers follow.
 
 One writer, that never waits and that no reader can delay; readers keep their own cursors and count what they lost. The file
-outlives a SIGKILL of either side. Any engine may feed the meter through `RingWriter`:
+outlives a SIGKILL of either side; a lock that the writer holds on it does not, and tells readers in any container whether it lives. Any engine may feed the meter through `RingWriter`:
 
     ring = RingWriter(Path("/dev/shm/etameter-engine-0.ring"), engine="engine-0", model="my-model", dtype="bfloat16")
     number = ring.open_request("request-1", prompt_tokens=128, arrival_ns=time.monotonic_ns())
@@ -22,6 +22,7 @@ import mmap
 import os
 import struct
 import time
+import weakref
 import zlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -240,7 +241,7 @@ class RingWriter:
         self._known.pop(number, None)
 
     def close(self) -> None:
-        """Unmap the file; it stays for its readers."""
+        """Unmap the file and give up its lock; it stays for its readers."""
         self._words.release()
         self._map.close()
 
@@ -277,7 +278,12 @@ class RingWriter:
 
 
 def _create(path: Path, size: int, about: bytes, capacity: int) -> mmap.mmap:
-    """A new file of `size` bytes with its header, renamed into place so that no reader sees it unfinished."""
+    """A new file of `size` bytes with its header, locked and renamed into place so that no reader sees it unfinished.
+
+    The lock is the mapping's, which keeps the file open: it ends with the process, however that ends.
+    """
+    import fcntl  # not at the top: recordings are replayed where there is none
+
     building = path.with_name(f"{path.name}.{os.getpid()}")
     descriptor = os.open(building, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
@@ -287,6 +293,7 @@ def _create(path: Path, size: int, about: bytes, capacity: int) -> mmap.mmap:
         mapped[: _FIXED.size] = _FIXED.pack(MAGIC, VERSION, HEADER_BYTES, capacity, 0, 0)
         mapped[_JSON_OFFSET : _JSON_OFFSET + _JSON_LENGTH.size] = _JSON_LENGTH.pack(len(about))
         mapped[_JSON_OFFSET + _JSON_LENGTH.size : _JSON_OFFSET + _JSON_LENGTH.size + len(about)] = about
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         building.rename(path)
     except OSError:
         building.unlink(missing_ok=True)
@@ -312,6 +319,8 @@ class RingReader:
                 if about.st_size < HEADER_BYTES:
                     raise no_ring
                 self._map = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+                self._lock = os.dup(file.fileno())
+                self._close_lock = weakref.finalize(self, os.close, self._lock)
         except FileNotFoundError:
             raise
         except OSError as error:
@@ -395,9 +404,21 @@ class RingReader:
         except FileNotFoundError:
             return False
 
+    def abandoned(self) -> bool:
+        """True when the writer's lock is nobody's any more: its process has closed the ring, or ended."""
+        import fcntl
+
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        fcntl.flock(self._lock, fcntl.LOCK_UN)
+        return True
+
     def close(self) -> None:
         self._words.release()
         self._map.close()
+        self._close_lock()
 
     def _oldest(self, otherwise: int) -> int:
         """The oldest place where a reader may start that has not been overwritten, if there is one."""

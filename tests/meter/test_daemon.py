@@ -1,6 +1,7 @@
 """The meter as a process: a ring and a board are fed to it as an engine and a GPU would, through the same files and libraries."""
 
 import asyncio
+import fcntl
 import http.client
 import json
 import os
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -323,8 +324,8 @@ def test_a_second_engine_takes_the_ring_over(tmp_path: Path) -> None:
 
 def test_an_engine_on_gpus_that_this_meter_does_not_read_is_ignored_with_a_reason(tmp_path: Path) -> None:
     with lit_board(tmp_path) as board, running(tmp_path, board.environment()) as meter:
-        RingWriter(tmp_path / "ring", engine="engine-0", model="m", dtype="bfloat16", gpu_uuids=["GPU-elsewhere"])
-        with engine(tmp_path) as ring:
+        elsewhere = RingWriter(tmp_path / "ring", engine="e", model="m", dtype="d", gpu_uuids=["GPU-elsewhere"])
+        with closing(elsewhere), engine(tmp_path) as ring:
             until(lambda: json.loads(meter.get("/health")[1])["engine"] == "engine-0")
             serve_one(ring, 5)
             assert until(meter.settled)["energy_joules"] > 0
@@ -394,7 +395,7 @@ def test_of_a_file_that_is_no_ring_it_is_said_once(tmp_path: Path) -> None:
         assert meter.process.stderr.read().count("is no ring of steps") == 1
 
 
-def test_a_ring_whose_writer_is_not_seen_is_ignored_aloud_and_not_for_its_inode(tmp_path: Path) -> None:
+def test_a_ring_whose_writer_has_ended_is_ignored_aloud_and_not_for_its_inode(tmp_path: Path) -> None:
     writer = f"from tests.meter.test_daemon import *; RingWriter(Path({str(tmp_path / 'ring')!r}), engine='gone', model='m', dtype='d')"
     process = subprocess.Popen([sys.executable, "-c", writer], cwd=Path(__file__).parents[2])
     assert process.wait(PATIENCE_S) == 0
@@ -403,12 +404,15 @@ def test_a_ring_whose_writer_is_not_seen_is_ignored_aloud_and_not_for_its_inode(
         assert json.loads(meter.get("/health")[1])["engine"] is None
         other = tmp_path / "other"
         RingWriter(other, engine="engine-1", model="m", dtype="d")
-        (tmp_path / "ring").write_bytes(other.read_bytes())  # another ring in the same inode
-        until(lambda: json.loads(meter.get("/health")[1])["engine"] == "engine-1")
+        with (tmp_path / "ring").open("r+b") as ring:  # another ring in the same inode, written by one that lives
+            fcntl.flock(ring, fcntl.LOCK_EX)
+            ring.write(other.read_bytes())
+            ring.flush()
+            until(lambda: json.loads(meter.get("/health")[1])["engine"] == "engine-1")
         meter.process.kill()
         assert meter.process.stderr is not None
         said = meter.process.stderr.read()
-    line = f"the ring {tmp_path}/ring is ignored: its engine (pid {process.pid}) has ended, or runs in another PID namespace"
+    line = f"the ring {tmp_path}/ring is ignored: its engine (pid {process.pid}, as it counts) has ended"
     assert said.count(line) == said.count("is ignored") == 1
 
 

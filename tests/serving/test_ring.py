@@ -1,4 +1,7 @@
+import gc
 import json
+import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -21,6 +24,7 @@ from etameter.serving.ring import (
     RingWriter,
     Row,
 )
+from tests.meter.test_daemon import until
 
 pytestmark = pytest.mark.unit
 
@@ -242,6 +246,51 @@ def test_a_killed_writer_leaves_all_it_had_committed(tmp_path: Path) -> None:
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "ring")], check=False)
     assert RingReader(tmp_path / "ring").poll() == [Done(step, step) for step in range(5)]
+
+
+def test_a_writer_is_known_to_live_by_its_lock_until_it_closes_or_is_replaced_and_closes(tmp_path: Path) -> None:
+    first = writer(tmp_path / "ring")
+    reader, another = RingReader(tmp_path / "ring"), RingReader(tmp_path / "ring")
+    assert not reader.abandoned()
+    assert not another.abandoned(), "who looks holds nothing"
+    second = writer(tmp_path / "ring")
+    assert not reader.abandoned(), "the replaced one still has its own"
+    first.close()
+    assert reader.abandoned()
+    assert reader.abandoned(), "who looks changes nothing"
+    assert another.abandoned()
+    assert not RingReader(tmp_path / "ring").abandoned()
+    second.close()
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None or os.getuid() != 0, reason="only root may make PID namespaces")
+def test_a_writer_is_known_to_live_from_another_pid_namespace_until_it_is_killed(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from etameter.serving.ring import RingWriter\n"
+        "ring = RingWriter(Path(sys.argv[1]), engine='e', model='m', dtype='d')\n"
+        "print(flush=True); sys.stdin.read()"
+    )
+    command = ["unshare", "--pid", "--fork", "--kill-child", sys.executable, "-c", code, str(tmp_path / "ring")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        if not process.stdout.readline():
+            pytest.skip("no PID namespace can be made here")
+        reader = RingReader(tmp_path / "ring")
+        assert reader.header.pid == 1, "by which nobody out here knows it"
+        assert not reader.abandoned()
+        process.kill()
+    until(reader.abandoned)
+
+
+def test_a_reader_leaves_no_descriptor_behind(tmp_path: Path) -> None:
+    ring = writer(tmp_path / "ring")
+    (tmp_path / "other").write_bytes(b"x" * 8192)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    RingReader(ring.path).close()
+    with pytest.raises(EngineError):
+        RingReader(tmp_path / "other")
+    gc.collect()
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_a_finish_of_a_request_that_never_ran_is_not_written(tmp_path: Path) -> None:
