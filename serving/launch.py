@@ -28,8 +28,10 @@ DEFAULT_PORT = 8000
 
 _HOOKS = ("--scheduler-cls", "etameter.serving.scheduler.metered_scheduler")
 _MIDDLEWARE = ("--middleware", "etameter.serving.middleware.EnergyMiddleware")
-_CPU_ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "TORCHDYNAMO_DISABLE": "1", "VLLM_NO_USAGE_STATS": "1"}
-"""1 GiB for keys and values instead of half of the memory, and no compiling: the first request would wait half a minute."""
+_CPU_ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
+"""1 GiB for keys and values instead of half of the memory."""
+_EAGER_ENVIRONMENT = {"TORCHDYNAMO_DISABLE": "1"}
+"""With `--enforce-eager` parts of the sampler would be compiled still: the first request with logprobs waits half a minute. Without, vLLM does not start so."""
 
 _OTHER_PORT = "choose another with --port"
 _POLL_S = 0.1
@@ -77,6 +79,10 @@ def _serve(model: str, options: Sequence[str], settings: config.Config, config_f
             start_metering(supervisor, settings, config_file, engines=engines)
         for ring in rings:
             left.callback(ring.unlink, missing_ok=True)  # from here on it is ours, and in the end nobody's
+        if _is_for_cpus() and not _is_eager(options):
+            say(
+                "vLLM compiles the model for this CPU, which takes a C++ compiler and minutes: --enforce-eager starts without"
+            )
         supervisor.start(server)
         supervisor.wait_ready(server, timeout_s=float("inf"))
         meter = f"the meter is on http://{settings.meter.host}:{settings.meter.port}"
@@ -234,8 +240,8 @@ def engine_service(
     is_known = cpu_engine.is_known(version)
     if not is_known:
         environment |= {outside.OUTSIDE: "1", outside.MODEL: model}
-    if version.endswith("cpu"):
-        environment = _CPU_ENVIRONMENT | environment
+    if _is_for_cpus():
+        environment = _CPU_ENVIRONMENT | (_EAGER_ENVIRONMENT if _is_eager(options) else {}) | environment
     if Path(model).is_dir():
         environment = {"HF_HUB_OFFLINE": "1"} | environment
     host, port = address(options)
@@ -252,6 +258,14 @@ def engine_service(
     return Service(
         "vLLM", argv, environment, vital=True, grace_s=_ENGINE_GRACE_S, ready=lambda: answers(host, port), sink=sink
     )
+
+
+def _is_for_cpus() -> bool:
+    return (cpu_engine.installed_version() or "").endswith("cpu")
+
+
+def _is_eager(options: Sequence[str]) -> bool:
+    return any(_split(word)[0] == "--enforce-eager" for word in options)
 
 
 def middleware_environment(settings: config.Config) -> dict[str, str]:

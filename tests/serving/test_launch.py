@@ -76,6 +76,21 @@ def test_a_meter_that_nobody_could_find_is_refused() -> None:
         launch.check_metering(config.load(None, {"meter": {"port": 0}}))
 
 
+@pytest.mark.parametrize(
+    ("version", "options", "compiles"),
+    [("0.32.0+cpu", ["--enforce_eager"], False), ("0.32.0+cpu", ["--dtype", "auto"], True), ("0.32.0", [], True)],
+)
+def test_only_an_eager_engine_for_cpus_is_kept_from_compiling(
+    monkeypatch: pytest.MonkeyPatch, version: str, options: list[str], *, compiles: bool
+) -> None:
+    monkeypatch.setattr(cpu_engine, "installed_version", lambda: version)
+    for name in ("TORCHDYNAMO_DISABLE", "VLLM_CPU_KVCACHE_SPACE"):
+        monkeypatch.delenv(name, raising=False)
+    environment = launch.engine_service("m", options, config.load(None), None).environment
+    assert ("TORCHDYNAMO_DISABLE" not in environment) == compiles
+    assert ("VLLM_CPU_KVCACHE_SPACE" in environment) == version.endswith("cpu")
+
+
 @pytest.mark.parametrize("port", ["x", "0", "65536", "-1"])
 def test_a_port_that_is_none_is_refused(port: str) -> None:
     with pytest.raises(ConfigError, match="is no port"):
