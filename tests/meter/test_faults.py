@@ -6,12 +6,14 @@ What holds in all of them: the balance, no negative joule, nothing booked twice.
 import ctypes
 import json
 import os
+import re
+import resource
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -327,6 +329,98 @@ def test_two_engines_have_a_meter_each_and_no_joule_in_common(tmp_path: Path) ->
             assert len(booked) == 1
             assert board.uuid(gpu) in booked.pop()
             assert_sound(meter)
+
+
+@contextmanager
+def limited(meter: Meter) -> Iterator[None]:
+    """Its process may write no file beyond the first page: what it writes to the ledger fails in the middle."""
+    limits = resource.prlimit(meter.process.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(meter.process.pid, resource.RLIMIT_FSIZE, (4096, limits[1]))
+    yield
+    resource.prlimit(meter.process.pid, resource.RLIMIT_FSIZE, limits)
+
+
+@contextmanager
+def filled(meter: Meter) -> Iterator[None]:
+    """Another file takes all the room that there is beside the ledger."""
+    filling = meter.directory / "filling"
+    with filling.open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    yield
+    filling.unlink()
+
+
+@contextmanager
+def small_disk(folder: Path) -> Iterator[None]:
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", folder]
+    mounted = subprocess.run(command, capture_output=True, text=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"no disk can be mounted: {mounted.stderr.strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@pytest.mark.parametrize(
+    ("disk", "full"), [(lambda folder: nullcontext(folder.mkdir()), limited), (small_disk, filled)]
+)
+def test_a_full_disk_delays_the_ledger_and_nothing_is_lost_or_written_twice(
+    tmp_path: Path,
+    disk: Callable[[Path], AbstractContextManager[None]],
+    full: Callable[[Meter], AbstractContextManager[None]],
+) -> None:
+    with disk(tmp_path / "disk"), metering(tmp_path / "disk") as (_, meter, ring):
+        with full(meter):
+            another(ring, 20)
+            until(lambda: settled(meter, OTHER))  # its receipt is told, though it can't be kept
+            before_ns = settled_ns(meter.directory)
+            time.sleep(1.5)  # it has tried again
+            assert settled_ns(meter.directory) == before_ns
+            assert meter.get("/health")[0] == 200
+        more_intervals(meter)
+        assert kept(meter) == [RECEIPT, OTHER]
+        assert unassigned_j(meter, "readings_missing") == unassigned_j(meter, "steps_missing") == 0
+        assert_sound(meter)
+
+
+def test_a_meter_that_ends_on_a_full_disk_says_so_and_books_nothing_twice_later(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        board = stack.enter_context(lit_board(tmp_path))
+        ring = stack.enter_context(engine(tmp_path, [board.uuid()]))
+        with running(tmp_path, board.environment()) as meter:
+            knows_its_engine(meter)
+            serve_one(ring)
+            until(meter.settled)
+            resource.prlimit(meter.process.pid, resource.RLIMIT_FSIZE, (4096, 4096))
+            another(ring, 20)
+            until(lambda: settled(meter, OTHER))
+            meter.process.terminate()
+            _, said = meter.process.communicate(timeout=30.0)
+            assert meter.process.returncode == 2
+            assert re.search(r"ledger.db can't be written .*: make room on its disk\n\Z", said)
+        meter = stack.enter_context(running(tmp_path, board.environment()))
+        later = "e" * 32
+        serve_one(ring, 20, f"chatcmpl-3-{later}00000000", 40)
+        until(lambda: settled(meter, later))
+        until(
+            lambda: kept(meter) == [RECEIPT, OTHER, later]
+        )  # the steps are in the ring still; what they took is not known
+        told = json.loads(meter.get(f"/energy/{OTHER}")[1])
+        assert told == {"energy": None, "energy_reason": "not_measured"}
+        assert unassigned_j(meter, "readings_missing") > 250 * 0.4
+        assert_sound(meter)
+
+
+def kept(meter: Meter) -> list[str | None]:
+    """Whose requests are in the ledger."""
+    ledger = Ledger(meter.directory / "ledger.db", read_only=True)
+    try:
+        return [row.record.receipt_id for row in ledger.requests()]
+    finally:
+        ledger.close()
 
 
 def test_a_meter_that_was_suspended_knows_what_it_did_not_see(tmp_path: Path) -> None:
