@@ -44,8 +44,9 @@ class Values:
 
     def text(self, *, openmetrics: bool) -> Iterator[str]:
         yield _about(self._declaration, openmetrics=openmetrics)
+        written = repr if self._declaration.type == "counter" else short
         for series in self._series.values():
-            yield f"{series.head}{series.value!r}\n"
+            yield f"{series.head}{written(series.value)}\n"
 
     def _of(self, labels: tuple[str, ...]) -> _Value:
         series = self._series.get(labels)
@@ -102,9 +103,14 @@ class Histograms:
         return _Bucketed(heads, [0] * len(bounds), [""] * len(bounds))
 
 
+def short(value: float) -> str:
+    """Of a figure that is added to nothing: more digits than it is known to, and a scrape that is shorter by a fortieth."""
+    return f"{value:.7g}"
+
+
 def exemplar_of(label: str, name: str, value: float, unix_s: float) -> str:
     """What a bucket says of the last observation in it."""
-    return f" # {_braced((label,), (name,))} {value!r} {unix_s:.3f}"
+    return f" # {_braced((label,), (name,))} {short(value)} {unix_s:.3f}"
 
 
 def _about(declaration: Declaration, *, openmetrics: bool) -> str:

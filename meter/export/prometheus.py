@@ -7,10 +7,10 @@ Counters move by settled intervals only, joules and tokens together. Sums hold a
 A label value comes from a set that no client can enlarge; anything else becomes ``other``. A gauge whose value isn't known is absent.
 """
 
+import math
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping
-from typing import Literal
 
 from etameter.claims import draft_waste_of
 from etameter.costs import Costs
@@ -21,9 +21,14 @@ from etameter.export.catalogue.labels import (
     BATCHES,
     CATEGORIES,
     CAUSES,
+    DROPPED,
     FINISH_REASONS,
     OTHER,
     SENSOR_CAUSES,
+    AuditKind,
+    Outcome,
+    Tier,
+    View,
 )
 from etameter.export.exposition import OPENMETRICS, TEXT, exemplar_of
 from etameter.export.public_ids import printable
@@ -35,7 +40,8 @@ from etameter.host import Domain
 from etameter.ledger import RequestRow
 from etameter.records import Balance, Edge, Finding, ReadFailure, Source
 from etameter.slack.reading import CAUSES as UNREAD_CAUSES
-from etameter.slack.reading import NEEDS, Reading
+from etameter.slack.reading import DEEP, NEEDS, Reading
+from etameter.slack.reliability import Mean, Trust
 from etameter.work import TERMS
 
 POWER_EXPIRES_S = 10.0
@@ -68,6 +74,8 @@ class Metrics:
         self._clock = clock
         self._windows: dict[tuple[str, str, str, Source], Window] = {}
         """Watt hours as `amount`, and `tokens`, by the labels of WH_PER_TOKEN."""
+        self._sampled: dict[tuple[str, str, str, str], Mean] = {}
+        """η of the responses that were judged, by the same labels."""
         self._eta: dict[tuple[str, str, str, str], Window] = {}
         """Tokens that may have been required as `amount`, of `tokens`, by the labels of ETA."""
         self._power_w: dict[tuple[str, Source], tuple[float, float]] = {}
@@ -168,23 +176,21 @@ class Metrics:
                     self._registry.observe(requests.REQUEST_ERROR, spent.error_j / spent.energy_j, model, spent.source)
 
     def classified(self, row: RequestRow, reading: Reading) -> None:
-        """A settled request of which it is known how much was slack."""
+        """A settled request of which it is known how much was slack. What a judge found stands beside what the fast method has, not in its sums."""
         model, arm = self._group(row.record.model, row.record.arm)
         tokens = row.record.output_tokens
         with self.together:
-            self._registry.add(slack.CLASSIFIED_ENERGY, row.energy.output_j, model, arm, row.energy.source)
-            self._registry.add(slack.CLASSIFIED_TOKENS, tokens, model, arm)
-            self._registry.add(slack.ETA_BOUND_TOKENS, reading.lenient_at_most * tokens, model, arm)
-            for category in CATEGORIES:
-                self._add_slack(category, model, arm, row.energy.source)
-            for need in (name for name in NEEDS if name in reading.shares):
-                spent, _ = reading.spent_on(need)
-                joules = spent * (row.energy.output_j - draft_waste_of(row))
-                self._registry.add(slack.NEEDED_ENERGY, joules, need, model, arm, row.energy.source)
-                self._registry.add(slack.NEEDED_TOKENS, reading.shares[need] * tokens, need, model, arm)
+            if reading.method == DEEP:
+                self._add_needs(row, reading, model, arm)
+            else:
+                self._registry.add(slack.CLASSIFIED_ENERGY, row.energy.output_j, model, arm, row.energy.source)
+                self._registry.add(slack.CLASSIFIED_TOKENS, tokens, model, arm)
+                self._registry.add(slack.ETA_BOUND_TOKENS, reading.lenient_at_most * tokens, model, arm)
+                for category in CATEGORIES:
+                    self._add_slack(category, model, arm, row.energy.source)
             told = {LENIENT_BOUND: reading.lenient_at_most, STRICT: reading.strict, LENIENT: reading.lenient}
             for view, eta in told.items():
-                if eta is not None:
+                if eta is not None and reading.method != DEEP:  # of which too few are judged for a window
                     window = self._eta.setdefault((view, reading.method, model, arm), Window(requests.WINDOW_S))
                     window.add(int(self._clock() * 1e9), {"amount": eta * tokens, "tokens": tokens})
 
@@ -204,37 +210,40 @@ class Metrics:
         model: str,
         arm: str,
         *,
-        kind: Literal["deep", "task"],
-        outcome: Literal["agreed", "judged", "correct", "wrong", "failed"],
-        energy_j: float,
+        kind: AuditKind,
+        outcome: Outcome,
+        energy_j: float | None,
         source: Source,
     ) -> None:
-        """An audit of `arm` was made and took `energy_j`, which is settled."""
+        """An audit of `arm` was made and took `energy_j`, which is settled, or isn't known where another server judged."""
         assert outcome in AUDITS[kind], f"{outcome} can't come of {kind}"
         of = *self._group(model, arm), source
         with self.together:
             for each in AUDITS[kind]:
                 self._registry.add(slack.AUDITS_DONE, each == outcome, kind, each, *of)
-            self._registry.add(slack.AUDIT_ENERGY, energy_j, kind, *of)
+            if energy_j is not None:
+                self._registry.add(slack.AUDIT_ENERGY, energy_j, kind, *of)
             if kind == "task":
                 self._registry.add(slack.AUDIT_ANSWERS, outcome != "failed", *of)
                 self._registry.add(slack.AUDIT_CORRECT, outcome == "correct", *of)
 
-    def reliability(
-        self,
-        model: str,
-        arm: str,
-        tier: Literal["fast", "deep"],
-        *,
-        agreement: float | None,
-        bias: float | None,
-        slope: float | None,
-    ) -> None:
-        """How far a tier's η of an arm agrees with what audits found. None is what isn't known."""
+    def audit_dropped(self, cause: str) -> None:
+        """A response that was sampled will not be judged."""
+        self._registry.add(slack.AUDITS_DROPPED, 1, cause if cause in DROPPED else OTHER)
+
+    def reliability(self, model: str, arm: str, tier: Tier, trust: Trust) -> None:
+        """How far a tier's η of an arm agrees with what audits found."""
         of = self._group(model, arm)
         with self.together:
-            for statistic, value in (("agreement", agreement), ("bias", bias), ("slope", slope)):
-                self._registry.set(slack.RELIABILITY, value, tier, statistic, *of)
+            for statistic in ("agreement", "bias", "slope"):
+                self._registry.set(slack.RELIABILITY, getattr(trust, statistic), tier, statistic, *of)
+
+    def sampled(self, model: str, arm: str, view: View, eta: Mean) -> None:
+        """What judges found in sampled responses of an arm."""
+        of = view, DEEP, *self._group(model, arm)
+        with self.together:
+            self._sampled[of] = eta
+            self._registry.set(slack.ETA_HALF_WIDTH, eta.half_width, *of)
 
     def trusted(self, model: str, arm: str, *, reliable: bool | None) -> None:
         """Whether η of an arm may be published without a warning. None where it isn't known."""
@@ -283,7 +292,7 @@ class Metrics:
         for name, value, error in zip(TERMS, costs.energy.tolist(), costs.standard_errors.tolist(), strict=True):
             self._registry.set(devices.COST_COEFFICIENT, value, device, name)
             self._registry.set(devices.COST_STANDARD_ERROR, error, device, name)
-            self._registry.set(devices.COST_UNIDENTIFIED, float(name in costs.unidentified), device, name)
+            self._registry.set(devices.COST_UNIDENTIFIED, True if name in costs.unidentified else None, device, name)
         self._registry.set(devices.COST_RESIDUAL, costs.residual, device)
         self._registry.set(devices.LAG, costs.lag_ns / 1e9, device)
         self._registry.set(devices.LAG_ERROR, costs.lag_error_ns / 1e9, device)
@@ -326,6 +335,19 @@ class Metrics:
         if grams is not None:
             self._registry.add(energy.CO2E, grams, *labels)
 
+    def _add_needs(self, row: RequestRow, reading: Reading, model: str, arm: str) -> None:
+        """What a judge found, so that it sums to the whole of the output, less rejected drafts."""
+        tokens = {need: reading.shares.get(need, 0.0) for need in NEEDS}
+        joules = {need: reading.spent_on(need)[0] if need in reading.shares else 0.0 for need in NEEDS}
+        tokens["slack"] = math.fsum(reading.slack.values())
+        joules["slack"] = math.fsum(reading.spent_on(category)[0] for category in reading.slack)
+        for shares in (tokens, joules):
+            shares["unclassified"] = 1.0 - math.fsum(shares.values())
+        output_j = row.energy.output_j - draft_waste_of(row)
+        for need, share in tokens.items():
+            self._registry.add(slack.NEEDED_TOKENS, share * row.record.output_tokens, need, model, arm)
+            self._registry.add(slack.NEEDED_ENERGY, joules[need] * output_j, need, model, arm, row.energy.source)
+
     def _add_slack(
         self,
         category: str,
@@ -338,7 +360,7 @@ class Metrics:
     ) -> None:
         self._registry.add(slack.SLACK_ENERGY, joules, category, model, arm, source)
         self._registry.add(slack.SLACK_MARGINAL_ENERGY, marginal_joules, model, arm, source)
-        self._registry.add(slack.SLACK_TOKENS, tokens, category, model, arm)
+        self._registry.add(slack.SLACK_TOKENS, tokens, model, arm)
 
     def _refresh(self) -> None:
         now = self._clock()
@@ -352,6 +374,8 @@ class Metrics:
         self._registry.clear(slack.ETA)
         for of, bounds in self._eta.items():
             self._registry.set(slack.ETA, _per_token(bounds, now), *of)
+        for of, sampled in self._sampled.items():
+            self._registry.set(slack.ETA, sampled.eta, *of)
 
 
 def _per_token(window: Window, now_s: float) -> float | None:

@@ -64,9 +64,9 @@ COST_STANDARD_ERROR = Declaration(
 COST_UNIDENTIFIED = Declaration(
     "etameter_cost_coefficient_unidentified",
     "gauge",
-    "0 or 1",
+    "1",
     ("gpu_uuid", "coefficient"),
-    "1 where the load so far can't tell the coefficient: it is mostly the first guess. Absent before the first fit.",
+    "1 where the load so far can't tell the coefficient: it is mostly the first guess. Absent where it can, and before the first fit.",
 )
 COST_RESIDUAL = Declaration(
     "etameter_cost_residual_ratio",

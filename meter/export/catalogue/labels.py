@@ -1,6 +1,7 @@
 """Labels: the closed sets that their values come from, and what they mean."""
 
 from collections.abc import Mapping
+from typing import Literal
 
 from etameter.slack.labels import LENIENT_SLACK, NAMES, UNTOLD, WASTES
 from etameter.slack.reading import CAUSES as UNREAD_CAUSES
@@ -17,8 +18,18 @@ CATEGORIES = tuple(NAMES[label] for label in (*LENIENT_SLACK, UNTOLD))
 """Of slack that the fast tier may find in what an answer says."""
 BATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64, 128, 256)
 """Batches within a step of these are taken for alike."""
-AUDITS: Mapping[str, tuple[str, ...]] = {"deep": ("agreed", "judged", "failed"), "task": ("correct", "wrong", "failed")}
+AuditKind = Literal["deep", "task"]
+Outcome = Literal["agreed", "judged", "correct", "wrong", "failed"]
+Tier = Literal["fast", "deep", "fast_task"]
+View = Literal["strict", "lenient"]
+"""Of η itself."""
+AUDITS: Mapping[AuditKind, tuple[Outcome, ...]] = {
+    "deep": ("agreed", "judged", "failed"),
+    "task": ("correct", "wrong", "failed"),
+}
 """What may come of an audit, by its kind."""
+DROPPED = ("full", "old")
+"""Why a response that was to be judged never was."""
 
 LABELS: Mapping[str, str] = {
     "arm": f"The arm that the request named, if it is configured; `{UNLABELLED}` if it named none; else `{OTHER}`.",
@@ -35,7 +46,7 @@ LABELS: Mapping[str, str] = {
     + ", ".join(f"`{cause}`" for cause in sorted(CAUSES))
     + "; for responses that aren't classified "
     + ", ".join(f"`{cause}`" for cause in sorted(UNREAD_CAUSES))
-    + "; for failed reads the driver's word.",
+    + "; for responses that were to be judged `full`, too many waited, or `old`, they waited too long; for failed reads the driver's word.",
     "coefficient": "`p0_w` W; `c_j` J per step; `a_j` J per prefill token; `a2_j` J per pair of prefill tokens; `b_j` J per decode token; `d_j` J per "
     "attended token; `encoder_j` J per token of the encoder; `adapter_j` J per adapter and step; `experts_j` J for all experts.",
     "currency": "Of the configured price, by its code of three letters.",
@@ -46,17 +57,19 @@ LABELS: Mapping[str, str] = {
     "gpu_uuid": "The device, as its driver names it; `RAPL-package-0` for a CPU package.",
     "kind": "Of tokens, `prompt`: computed in prefill, again after a preemption; `cached`: taken from the prefix cache instead; `output`: generated. "
     "Of audits, `deep`: a judge read an answer of live traffic; `task`: a task with a checker was asked.",
-    "method": "`fast`: slack that shows by its wording and place, and nothing else, is called slack.",
-    "need": "`required`: asked for, or needed to use what was; `optional`: informs, but nobody asked.",
+    "method": "`fast`: slack that shows by its wording and place, and nothing else, is called slack; `deep`: a judge has read the answer.",
+    "need": "`required`: asked for, or needed to use what was; `optional`: informs, but nobody asked; `slack`: neither; `unclassified`: the judge "
+    "contradicts itself, or its label can't be read.",
     "model_name": f"The served model; else `{OTHER}`.",
     "outcome": "Of `deep`, `agreed`: the judge found what the fast method had; `judged`: it found otherwise. Of `task`, `correct` or `wrong`, as its "
     "checker says. `failed`: nothing came of it.",
     "paid_by": "`requests`: split equally among those that were worked on at the time; `nobody`: there was none.",
     "phase": "`prompt`: steps that prefilled the request; `output`: steps that decoded it.",
     "source": "`measured`; `estimated` from power; `shared` with neighbours on the board; `simulated`. Keep it in every `by()`.",
-    "statistic": "`agreement`: correlation with what audits found, within the arm; `bias`: mean of what the tier says less what they found; `slope`: "
-    "of what they found over what the tier says, 1 where a difference of η means what it says.",
-    "tier": "`fast`, `deep`: by what method η was found.",
+    "statistic": "`agreement`: squared correlation with what audits found, within the arm; `bias`: mean of what the tier says less what they found; "
+    "`slope`: of what they found over what the tier says, 1 where a difference of η means what it says.",
+    "tier": "`fast`: the fast method's bound on lenient η against what a judge finds in the same responses. `deep`: the judge's strict η against η_task of correct "
+    "answers to fresh tasks. `fast_task`: the fast method's bound against that.",
     "unit": "That the factor is in.",
     "view": "`lenient_bound`: lenient η is at most this; `strict`, `lenient`: η itself, absent where the method gives a bound only.",
 }

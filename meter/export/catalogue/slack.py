@@ -23,36 +23,36 @@ SLACK_TOKENS = Declaration(
     "etameter_slack_tokens_total",
     "counter",
     "tokens",
-    ("category", "model_name", "arm"),
-    "Output tokens that were slack, each once. Rejected drafts are no output tokens.",
+    ("model_name", "arm"),
+    "Output tokens that were slack, each once; what categories they are of, joules tell. Rejected drafts are no output tokens.",
 )
 NEEDED_ENERGY = Declaration(
     "etameter_needed_joules_total",
     "counter",
     "joules",
     ("need", "model_name", "arm", "source"),
-    "Output energy of what was found to be required or optional. Absent where the method finds only slack, as `fast` does.",
+    "Output energy of the responses that a judge has read, each joule under one need. Absent until one has.",
 )
 NEEDED_TOKENS = Declaration(
     "etameter_needed_tokens_total",
     "counter",
     "tokens",
     ("need", "model_name", "arm"),
-    "Output tokens that were found to be required or optional. Absent where the method finds only slack, as `fast` does.",
+    "Output tokens of the responses that a judge has read, each under one need. Absent until one has.",
 )
 CLASSIFIED_ENERGY = Declaration(
     "etameter_classified_joules_total",
     "counter",
     "joules",
     ("model_name", "arm", "source"),
-    "Output energy of the responses in which slack was looked for, lost ones among them: what to divide categories of what answers say by.",
+    "Output energy of the responses in which the fast method looked for slack, lost ones among them: what to divide categories of what answers say by.",
 )
 CLASSIFIED_TOKENS = Declaration(
     "etameter_classified_tokens_total",
     "counter",
     "tokens",
     ("model_name", "arm"),
-    "Output tokens of the responses in which slack was looked for, lost ones among them: what to divide categories of what answers say by.",
+    "Output tokens of the responses in which the fast method looked for slack, lost ones among them: what to divide categories of what answers say by.",
 )
 ETA_BOUND_TOKENS = Declaration(
     "etameter_eta_bound_tokens_total",
@@ -73,7 +73,22 @@ ETA = Declaration(
     "gauge",
     "ratio",
     ("view", "method", "model_name", "arm"),
-    f"η of the responses that were classified and settled in the last {WINDOW_S} s, by token. Absent without any.",
+    f'η by token. method="fast": of the responses that were classified and settled in the last {WINDOW_S} s. method="deep": of those that were judged last, '
+    "512 of each arm at most. Absent without any.",
+)
+ETA_HALF_WIDTH = Declaration(
+    "etameter_eta_half_width_ratio",
+    "gauge",
+    "ratio",
+    ("view", "method", "model_name", "arm"),
+    "Half-width of the 95 % interval of `etameter_eta_ratio` where that rests on a sample of responses, by the sampling alone. Absent under ten of them.",
+)
+AUDITS_DROPPED = Declaration(
+    "etameter_audit_samples_dropped_total",
+    "counter",
+    "responses",
+    ("cause",),
+    "Responses that were sampled to be judged and never were, because the server had no idle time for that, or audits had had their share of joules.",
 )
 AUDITS_DONE = Declaration(
     "etameter_audits_total",

@@ -19,12 +19,14 @@ from prometheus_client.samples import Sample
 from etameter.costs import Costs
 from etameter.export.bounded import MAX_GROUPS
 from etameter.export.catalogue import CATALOGUE
-from etameter.export.catalogue.labels import AUDITS, BATCHES, CAUSES, LABELS
+from etameter.export.catalogue.labels import AUDITS, BATCHES, CAUSES, LABELS, Outcome
 from etameter.export.prometheus import Metrics
 from etameter.footprint import Factor, Footprint
 from etameter.ledger import RequestRow
 from etameter.records import Balance, Edge, ReadFailure, RequestEnergy, RequestRecord, Source
 from etameter.slack.reading import Reading
+from etameter.slack.reliability import Mean, Trust
+from etameter.work import TERMS
 
 pytestmark = pytest.mark.unit
 
@@ -123,7 +125,9 @@ def _filled(clock: _Clock) -> Metrics:
     metrics.unclassified("too_long")
     metrics.audited("m", "entrace", kind="deep", outcome="agreed", energy_j=2.0, source="simulated")
     metrics.audited("m", "entrace", kind="task", outcome="correct", energy_j=1.5, source="simulated")
-    metrics.reliability("m", "entrace", "fast", agreement=0.75, bias=-0.125, slope=None)
+    metrics.reliability("m", "entrace", "fast", Trust(30, 0.75, -0.125, None))
+    metrics.sampled("m", "entrace", "strict", Mean(0.5, 0.25, 12))
+    metrics.audit_dropped("full")
     metrics.trusted("m", "entrace", reliable=True)
     return metrics
 
@@ -165,6 +169,7 @@ def test_every_declared_metric_is_exposed_with_its_declared_labels(clock: _Clock
             labels_by_name[name] |= set(sample.labels) - {"le"}
     assert labels_by_name == {declaration.name: set(declaration.labels) for declaration in CATALOGUE}
     assert {label for declaration in CATALOGUE for label in declaration.labels} == set(LABELS)
+    assert [term for term in TERMS if f"`{term}`" not in LABELS["coefficient"]] == []
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed (Debian: prometheus)")
@@ -466,18 +471,25 @@ def test_what_was_needed_and_eta_itself_are_told_where_the_method_tells_them(clo
     assert _value(metrics, "etameter_needed_tokens_total", need="required", **labels) == 0.5 * row.record.output_tokens
     joules = _value(metrics, "etameter_needed_joules_total", need="optional", source=row.energy.source, **labels)
     assert joules == pytest.approx(0.3 * row.energy.output_j)
+    assert _value(metrics, "etameter_classified_tokens_total", **labels) == row.record.output_tokens, "once, not twice"
     gauges = [dict(of) for name, of in _samples(metrics) if name == "etameter_eta_ratio"]
     told = {(of["method"], of["view"]) for of in gauges}
-    assert told == {("fast", "lenient_bound"), ("deep", "lenient_bound"), ("deep", "strict"), ("deep", "lenient")}
+    assert told == {("fast", "lenient_bound"), ("deep", "strict")}
 
 
-def test_what_was_needed_has_no_joule_of_a_rejected_draft(clock: _Clock) -> None:
+@pytest.mark.parametrize("known", [True, False], ids=["by time", "by tokens"])
+def test_what_a_judge_found_sums_to_the_output_less_rejected_drafts(clock: _Clock, *, known: bool) -> None:
     metrics = Metrics(["m"], ["entrace"], clock)
     row = _row(energy=replace(_energy(), output_j=4.0, draft_waste_j=1.0))
-    shares = {"required": 1.0}
-    metrics.classified(row, Reading("0" * 32, 1.0, (0.9, 1.0), 0.0, "deep", None, shares, "tokens", 1.0, 1.0))
-    labels = {"need": "required", "model_name": "m", "arm": "entrace", "source": "simulated"}
-    assert _value(metrics, "etameter_needed_joules_total", **labels) == 3.0
+    shares = {"required": 0.5, "closing": 0.25, "junk": 0.125}
+    spent = {"required": (0.25, 0.25), "closing": (0.375, 0.375), "junk": (0.125, 0.125)} if known else None
+    metrics.classified(row, Reading("0" * 32, 0.6, (0.5, 0.6), 0.125, "deep", None, shares, "tokens", 0.5, 0.6, spent))
+    of = {"model_name": "m", "arm": "entrace"}
+    needs = ("required", "optional", "slack", "unclassified")
+    tokens = [_value(metrics, "etameter_needed_tokens_total", need=need, **of) for need in needs]
+    assert tokens == [1.5, 0.0, 1.125, 0.375]
+    joules = [_value(metrics, "etameter_needed_joules_total", need=need, source="simulated", **of) for need in needs]
+    assert joules == ([0.75, 0.0, 1.5, 0.75] if known else [1.5, 0.0, 1.125, 0.375])
 
 
 def test_a_rate_sees_the_first_joules_of_every_cause(clock: _Clock) -> None:
@@ -521,14 +533,15 @@ def test_hours_without_a_scrape_take_no_memory(clock: _Clock) -> None:
 
 def test_audits_are_counted_by_what_came_of_them(clock: _Clock) -> None:
     metrics = Metrics(["m"], ["entrace"], clock)
-    for outcome, energy_j in (("correct", 1.5), ("wrong", 2.5), ("correct", 0.5), ("failed", 0.25)):
+    outcomes: tuple[tuple[Outcome, float], ...] = (("correct", 1.5), ("wrong", 2.5), ("correct", 0.5), ("failed", 0.25))
+    for outcome, energy_j in outcomes:
         metrics.audited("m", "entrace", kind="task", outcome=outcome, energy_j=energy_j, source="measured")
     metrics.audited("m", "entrace", kind="deep", outcome="judged", energy_j=4.0, source="measured")
     of = {"model_name": "m", "arm": "entrace", "source": "measured"}
     told = {
         (kind, outcome): _value(metrics, "etameter_audits_total", kind=kind, outcome=outcome, **of)
-        for kind, outcomes in AUDITS.items()
-        for outcome in outcomes
+        for kind, of_kind in AUDITS.items()
+        for outcome in of_kind
     }
     tasks = {("task", "correct"): 2.0, ("task", "wrong"): 1.0, ("task", "failed"): 1.0}
     assert told == {**tasks, ("deep", "agreed"): 0.0, ("deep", "judged"): 1.0, ("deep", "failed"): 0.0}
@@ -556,9 +569,9 @@ def test_reliability_that_is_not_known_is_absent(clock: _Clock) -> None:
         known = (_value(metrics, name, tier="fast", statistic=statistic, **of) for statistic in statistics)
         return (*known, _value(metrics, "etameter_eta_reliable", **of))
 
-    metrics.reliability("m", "entrace", "fast", agreement=0.4, bias=-0.125, slope=None)
+    metrics.reliability("m", "entrace", "fast", Trust(30, 0.4, -0.125, None))
     metrics.trusted("m", "entrace", reliable=False)
     assert told() == (0.4, -0.125, None, 0.0)
-    metrics.reliability("m", "entrace", "fast", agreement=None, bias=None, slope=None)
+    metrics.reliability("m", "entrace", "fast", Trust(3, None, None, None))
     metrics.trusted("m", "entrace", reliable=None)
     assert told() == (None, None, None, None)
