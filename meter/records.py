@@ -32,6 +32,8 @@ class Edge:
     """Instantaneous power that the same read told; None where it told none."""
     deviation_ns: int | None = None
     """Standard deviation of the instant, where the counter's rhythm tells it better than the half-width does."""
+    unread_ns: int | None = None
+    """For so long before that read nobody had asked, time in calls that took long apart: the counter runs on during those. None where that is not known."""
 
 
 @dataclass(frozen=True, slots=True)

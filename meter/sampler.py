@@ -71,6 +71,9 @@ class _Watch:
     conditions_ns: int = 0
     processes_ns: int = 0
     standstill_ns: int = 0
+    asked_ns: int = 0
+    """When its last read was over; how long the thread had been in calls by then."""
+    called_ns: int = 0
     began: bool = False
     conditions: tuple[Hashable, ...] | None = None
     throttled: bool | None = None
@@ -104,7 +107,7 @@ class Sampler:
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="etameter-sampler", daemon=True)
         self._polls = self._missed_polls = self._dropped = 0
-        self._late_ns = self._worst_late_ns = self._cost_ns = 0
+        self._late_ns = self._worst_late_ns = self._cost_ns = self._called_ns = 0
 
     def start(self) -> None:
         """Begin to read. A sampler starts once."""
@@ -195,7 +198,8 @@ class Sampler:
         try:
             energy_mj = watch.counter.read_mj()
             after_ns = time.monotonic_ns()
-            self._see(watch, watch.finder.see(before_ns, energy_mj, after_ns), before_ns)
+            unread_ns = before_ns - watch.asked_ns - (self._called_ns - watch.called_ns)
+            self._see(watch, watch.finder.see(before_ns, energy_mj, after_ns), before_ns, unread_ns)
             self._ask(watch, after_ns)
             next_ns = watch.pace.next_ns(after_ns) if self._locks else after_ns + self._period_ns
         except CounterError as error:
@@ -204,20 +208,24 @@ class Sampler:
             after_ns = time.monotonic_ns()
             next_ns = after_ns + RETRY_NS
             self._keep(ReadFailure(watch.counter.gpu_uuid, (before_ns + after_ns) // 2, error.cause))
+        ended_ns = time.monotonic_ns()
+        self._called_ns += ended_ns - before_ns
+        watch.asked_ns, watch.called_ns = ended_ns, self._called_ns
         self._polls += 1
-        self._missed_polls += (time.monotonic_ns() - watch.read_ns) // self._period_ns
+        self._missed_polls += (ended_ns - watch.read_ns) // self._period_ns
         watch.read_ns = next_ns
         self._cost_ns = time.thread_time_ns()
 
-    def _see(self, watch: _Watch, edge: Edge | None, before_ns: int) -> None:
+    def _see(self, watch: _Watch, edge: Edge | None, before_ns: int, unread_ns: int) -> None:
         if edge is not None:
             watch.began = True
             placed = watch.pace.place(edge)
             watch.pace.see(edge)
             half_width_ns = placed.half_width_ns + watch.counter.blur_ns
-            deviation_ns = None if watch.counter.blur_ns else placed.deviation_ns
-            power_w = watch.counter.power_w
-            self._keep(Edge(edge.gpu_uuid, placed.t_ns, half_width_ns, edge.energy_mj, power_w, deviation_ns))
+            # What was drawn while nobody asked is in the integral of no power readings, however long a call took.
+            certain = (None, None) if watch.counter.blur_ns else (placed.deviation_ns, unread_ns)
+            about = watch.counter.power_w, *certain
+            self._keep(Edge(edge.gpu_uuid, placed.t_ns, half_width_ns, edge.energy_mj, *about))
         elif before_ns >= watch.standstill_ns and watch.pace.overdue(before_ns, STANDSTILL_PERIODS):
             watch.standstill_ns = before_ns + int(STANDSTILL_PERIODS * (watch.pace.period_ns or 0))
             self._keep(Standstill(watch.counter.gpu_uuid, before_ns))

@@ -20,7 +20,7 @@ MISSED_PERIODS = 5
 """After so many update periods without a change the counter is taken to be frozen, or the readings to be missing."""
 
 MISSING_NS = 1_000_000_000
-"""Shorter times without readings only make an interval longer."""
+"""Shorter times without readings only make an interval longer, as do calls that take long: the counter runs on meanwhile."""
 
 WIDTHS_PER_INTERVAL = 4
 """An interval is at least so many half-widths of its last edge long: a stalled call smears an edge over seconds, and an
@@ -189,7 +189,8 @@ class Timeline:
         distance_ns = found.t_ns - last.t_ns
         surely_still_ns = distance_ns - found.half_width_ns - last.half_width_ns
         too_long_ns = self._too_long_ns
-        if self._unread or 2 * found.half_width_ns > max(MISSING_NS, too_long_ns):
+        unread_ns = 2 * found.half_width_ns if found.unread_ns is None else found.unread_ns
+        if self._unread or unread_ns > max(MISSING_NS, too_long_ns):
             self._cause = "readings_missing"
         else:
             if too_long_ns and surely_still_ns > too_long_ns:

@@ -209,17 +209,24 @@ def test_without_a_library_nothing_is_metered_and_nothing_simulated(tmp_path: Pa
 
 
 def test_calls_that_stall_for_two_seconds_are_late_and_stay_in_one_thread(tmp_path: Path) -> None:
-    with metering(tmp_path) as (board, meter, ring):
+    with metering(tmp_path, gpus=2) as (board, meter, ring):
+        usual_j = meter.settled()["error_joules"]
         threads = Path(f"/proc/{meter.process.pid}/task")
         before, late_s = len(list(threads.iterdir())), metric(meter, "etameter_sampler_lateness_seconds_total")
         stall_ns = now_ns()
-        board.stall(Call.ENERGY, 2 * SECOND, from_ns=stall_ns, until_ns=stall_ns + 2 * SECOND)
-        another(ring, 20, steps=150)  # it goes on after the stall, or nobody could meter any of it
+        board.stall(Call.ENERGY, 2 * SECOND, gpu=0, from_ns=stall_ns, until_ns=stall_ns + 2 * SECOND)
+        time.sleep(0.2)
+        another(ring, 20, steps=20)  # it lives and dies while nobody hears of its first GPU
+        assert now_ns() < stall_ns + 2 * SECOND
         assert len(list(threads.iterdir())) <= before
-        until(lambda: unassigned_j(meter, "readings_missing") > 250 * 1.5)
-        until(lambda: settled(meter, OTHER))
+        energy = until(lambda: settled(meter, OTHER) and meter.energy(OTHER))
+        assert energy["attribution_method"] == "step-cost"
+        assert 0.6 * 500 * 0.4 < energy["energy_joules"] < 1.8 * 500 * 0.4
+        assert energy["error_joules"] > usual_j
+        assert unassigned_j(meter, "readings_missing") == 0, "the counter went on, and told it in the end"
         until(lambda: metric(meter, "etameter_sampler_missed_polls_total") > 0)
-        assert metric(meter, "etameter_sampler_lateness_seconds_total") >= late_s
+        # The other GPU's reads had to wait for it.
+        until(lambda: metric(meter, "etameter_sampler_lateness_seconds_total") - late_s > 1.0)
         assert_sound(meter)
 
 

@@ -163,6 +163,19 @@ def test_a_stall_is_late_and_missed_polls_are_counted() -> None:
     assert sampler.running is False
 
 
+@pytest.mark.parametrize("stalled", [0, 1])
+def test_a_stall_is_no_time_in_which_nobody_asked_on_any_gpu(stalled: int) -> None:
+    counters = Clockwork("GPU-0"), Clockwork("GPU-1")
+    with sampling(*counters) as sampler:
+        wait_for(sampler, 2)
+        counters[stalled].blocks_s = 0.3
+        found = wait_for(sampler, 6)
+    for counter in counters:
+        widest = max(edges(found, counter.gpu_uuid), key=lambda edge: edge.half_width_ns)
+        assert widest.unread_ns is not None
+        assert 0 <= widest.unread_ns <= 2 * widest.half_width_ns - 300 * MS
+
+
 def test_lateness_and_cost_are_results() -> None:
     with sampling(Clockwork("GPU-0")) as sampler:
         wait_for(sampler, 3)
@@ -250,3 +263,4 @@ def test_a_blurred_counter_has_wider_edges() -> None:
     with sampling(counter) as sampler:
         found = edges(wait_for(sampler, 3))
     assert min(one.half_width_ns for one in found) > 30 * MS
+    assert {one.unread_ns for one in found} == {None}, "of power nothing is known but what was read"

@@ -216,7 +216,7 @@ def test_stalled_calls_widen_an_interval_and_smear_no_joule(tmp_path: Path, stal
         watch.until(lambda: len(watch.good()) > 0 and watch.good()[-1].start_ns > stall_ns + 2 * stall_ms * MS)
     stalled_ns = stall_ns + stall_ms * MS - 1
     around = [one for one in watch.intervals[board.uuid()] if one.start_ns <= stalled_ns < one.end_ns]
-    assert [one.cause for one in around] == ["readings_missing" if stall_ms > 1000 else None]
+    assert [one.cause for one in around] == [None], "what the call tells in the end is the counter's"
     assert around[0].end_ns - around[0].start_ns >= stall_ms * MS - FAST.period_ns
     watch.assert_true(watch.intervals[board.uuid()])
     assert watch.sampler.missed_polls >= stall_ms // 5 - 1

@@ -166,12 +166,16 @@ def test_failures_before_the_first_edge_concern_no_interval() -> None:
     assert drawn(intervals(*found)) == [(100, 200, 20.0, None)]
 
 
-def test_a_stalled_call_makes_one_long_interval_and_smears_no_joule() -> None:
+@pytest.mark.parametrize(
+    ("unread_ms", "cause"), [(5, None), (1000, None), (1001, "readings_missing"), (None, "readings_missing")]
+)
+def test_a_stalled_call_makes_one_long_interval_and_smears_no_joule(unread_ms: int | None, cause: str | None) -> None:
     # Calls at 895 to 905 ms see the edge of 900 ms; the next call returns only at 2905 ms, with the value of 2900 ms.
-    found = [*steady(10), edge(1905, 29 * 20_000, 1000), *steady(3, from_ms=3000)]
-    assert drawn(intervals(*found))[8:] == [
+    unread_ns = None if unread_ms is None else unread_ms * MS
+    smeared = replace(edge(1905, 29 * 20_000, 1000), unread_ns=unread_ns)
+    assert drawn(intervals(*steady(10), smeared, *steady(3, from_ms=3000)))[8:] == [
         (800, 900, 20.0, None),
-        (900, 3000, 420.0, "readings_missing"),
+        (900, 3000, 420.0, cause),
         (3000, 3100, 20.0, None),
         (3100, 3200, 20.0, None),
     ]
