@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,9 @@ from tests.serving.scripted import STREAM, Got, Scripted, chunked, fetch, head, 
 
 pytestmark = pytest.mark.unit
 
-NO_FIGURE = re.compile(
-    rb'(?<!\{),"energy":null,"energy_reason":"[a-z_]+","energy_receipt_id":"[0-9a-f]{32}"|"energy":null,"energy_reason":"[a-z_]+","energy_receipt_id":"[0-9a-f]{32}"'
-)
+_OURS = rb'"energy":(?:\{[^{}]*\}|null,"energy_reason":"[a-z_]+","energy_receipt_id":"[0-9a-f]{32}")'
+OURS = re.compile(rb"(?<!\{)," + _OURS + rb"|" + _OURS)
+"""The field of an answer, with what parts it from the others."""
 ASKED = json.dumps({"model": "small", "stream": True, "messages": [{"role": "user", "content": "Zanzibar?"}]}).encode()
 
 
@@ -84,13 +84,13 @@ async def proxied(upstream: int, place: Path, *, met: bool = False) -> AsyncIter
             ring.close()
 
 
-def both(scripted: Scripted, request: bytes, place: Path) -> tuple[Got, Got]:
+def both(scripted: Scripted, request: bytes, place: Path, *, met: bool = False) -> tuple[Got, Got]:
     """What a client gets directly, and what through the proxy less the energy field."""
 
     async def main() -> tuple[Got, Got]:
-        async with running(scripted) as port, proxied(port, place) as before:
+        async with running(scripted) as port, proxied(port, place, met=met) as before:
             direct, through = await fetch(port, request), await fetch(before, request)
-            return direct, Got(through.head, NO_FIGURE.sub(b"", through.body), through.is_whole)
+            return direct, Got(through.head, OURS.sub(b"", through.body), through.is_whole)
 
     return asyncio.run(asyncio.wait_for(main(), 10.0))
 
@@ -133,9 +133,31 @@ FAULTS = {
 }  # fmt: skip
 
 
+class Dying(FakeMeter):
+    """Its socket is gone once it is asked anything."""
+
+    def answer(self, message: dict[str, Any]) -> dict[str, Any]:
+        self.path.unlink(missing_ok=True)
+        raise ConnectionError(f"{message} killed it")
+
+
+METERS: dict[str, Callable[[Path], contextlib.AbstractContextManager[object]]] = {
+    "no meter": lambda _: contextlib.nullcontext(),
+    "a meter": FakeMeter,
+    "a slow one": lambda path: FakeMeter(path, delay_s=0.06),
+    "one that does not read": lambda path: FakeMeter(path, deaf=True),
+    "one that has no figure": lambda path: FakeMeter(path, reason="no_edge_yet"),
+    "one that dies": Dying,
+}
+
+
+@pytest.mark.parametrize("meter", METERS)
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_client_gets_what_it_would_get_without_the_proxy_but_for_the_energy(name: str, place: Path) -> None:
-    direct, through = both(FAULTS[name], post(ASKED), place)
+def test_a_client_gets_what_it_would_get_without_the_proxy_but_for_the_energy(
+    name: str, meter: str, place: Path
+) -> None:
+    with METERS[meter](place / "meter.sock"):
+        direct, through = both(FAULTS[name], post(ASKED), place, met=meter != "no meter")
     assert (through.body, through.is_whole) == (direct.body, direct.is_whole)
     assert through.is_whole == (name != "an event without its end" or direct.is_whole)
     assert through.head.split(b"\r\n")[0] == direct.head.split(b"\r\n")[0]
@@ -244,7 +266,7 @@ def test_a_body_of_10_mb_passes_both_ways(place: Path) -> None:
     assert scripted.requests[0].endswith(words)
     assert b"expect" not in scripted.requests[0][:300].lower()
     assert got.head.startswith(b"http/1.1 100 continue")
-    assert NO_FIGURE.sub(b"", parsed(got.body).body) == answer
+    assert OURS.sub(b"", parsed(got.body).body) == answer
 
 
 def test_a_client_that_goes_ends_the_request_to_the_server_at_every_chunk(place: Path, meter: FakeMeter) -> None:
@@ -398,7 +420,7 @@ def test_a_thousand_open_streams(place: Path) -> None:
             return list(await asyncio.gather(*(fetch(before, post(ASKED)) for _ in range(1000))))
 
     answers = asyncio.run(main())
-    assert {NO_FIGURE.sub(b"", got.body) for got in answers} == {b"".join(EVENTS)}
+    assert {OURS.sub(b"", got.body) for got in answers} == {b"".join(EVENTS)}
     assert all(got.is_whole for got in answers)
     assert scripted.connections == 1000  # all were open at once
     _, _, ends = ring_of(place)
