@@ -37,7 +37,8 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"etameter.footprint", "etameter.units"}),
     frozenset({"etameter.host", "etameter.carbon"}),
     frozenset({"etameter.export", "etameter.ledger", "etameter.locks", "etameter.neighbours", "etameter.sampler"})
-    | {"etameter.answers", "etameter.claims", "etameter.classifier", "etameter.readings"},
+    | {"etameter.answers", "etameter.claims", "etameter.classifier", "etameter.readings"}
+    | {"etameter.auditing", "etameter.audits"},
     frozenset({"etameter.accounts", "etameter.books", "etameter.joules"}),
     frozenset({"etameter.engine", "etameter.recording"}),
     frozenset({"etameter.bursts"}),
@@ -93,7 +94,7 @@ PURE = frozenset(
         "prompts.sample_size",
     }
     | {"prompts.sentences", "prompts.side_by_side", "prompts.stats", "prompts.verdict"}
-    | {"prompts.nightly.metrics", "prompts.nightly.rows"}
+    | {"prompts.nightly.metrics", "prompts.nightly.rows", "prompts.nightly.noise", "prompts.nightly.shift", "prompts.nightly.verdict"}
 )
 OUTSIDE = frozenset(
     {"aiohttp", "asyncio", "io", "logging", "mmap", "multiprocessing", "os", "pathlib", "random", "socket", "sqlite3"}

@@ -1,0 +1,266 @@
+"""Whether tonight's figures are worse than, better than, or the same as those of the nights before it. Pure: nights in, a verdict out.
+
+Like is compared with like only: nights of the same job, work, model, boards and limits, with joules of the same source. What may have changed the figures, the driver or vLLM, does
+not part nights; where it changed with them, the verdict names it.
+
+Each series is a stage and a metric. Those of `HEADLINE` decide; the others explain. Both kinds are held to one false alarm in `NIGHTS_PER_FALSE_ALARM` nights for all their series
+together (Holm 1979).
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Final, Literal
+
+import numpy as np
+
+from etameter.records import Source
+
+from .metrics import METRICS, series
+from .night import Night
+from .noise import SHIPPED, Noise
+from .rows import Figure, Run
+from .shift import RECENT, WINDOW, interval, shift
+
+Word = Literal["worse", "better", "same", "unclear", "unknown"]
+"""Of a series. unclear: no change is shown, nor that there is none. unknown: nothing to compare, or no figure."""
+Overall = Literal["regression", "improvement", "same", "unclear", "first", "not comparable", "unstable", "incomplete"]
+
+EXIT_CODES: Final[Mapping[Overall, int]] = {"regression": 3, "not comparable": 4, "unstable": 5}
+"""0 for the rest; of a night that is incomplete its own exit code stands."""
+HEADLINE: Final = ("j_per_token", "j_per_correct_answer")
+NIGHTS_PER_FALSE_ALARM: Final = 365
+MATTERS: Final = 0.02
+"""A change that is surely there and smaller than this is told as none: boards of one kind differ by more."""
+SAME_WITHIN: Final = 0.05
+"""What "same" says: the interval of the change lies within this."""
+
+_LIKE: Final[Mapping[str, Callable[[Run], object]]] = {
+    "name": lambda run: run.name,
+    "source": lambda run: run.source,
+    "counter": lambda run: run.counter,
+    "model": lambda run: (run.model, run.model_hash),
+    "configuration": lambda run: run.config_hash,
+    "tasks": lambda run: run.tasks_hash,
+    "seed": lambda run: run.seed,
+    "hardware": lambda run: [run.hardware.get(each) for each in ("boards", "cpu", "cores")],
+    "power cap": lambda run: run.power_cap_w,
+    "highest clock": lambda run: run.clock_mhz,
+}
+_MAY_DIFFER: Final[Mapping[str, Callable[[Run], object]]] = {
+    "driver": lambda run: run.driver,
+    "vLLM": lambda run: run.vllm,
+    "etameter": lambda run: run.etameter,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Something that two nights do not have in common."""
+
+    what: str
+    before: str
+    after: str
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.before}, then {self.after}"
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What became of a series."""
+
+    stage: str
+    metric: str
+    unit: str
+    source: Source
+    word: Word
+    value: float | None
+    """Tonight's."""
+    change: float | None
+    """Of the last nights against those before: 0.05 is 5 % more."""
+    low: float | None
+    """Ends of its 95 % interval."""
+    high: float | None
+    p: float | None
+    """Of so large a change where there is none, before it is held to the number of series."""
+    nights_before: int
+    nights_since: int
+    """Last nights that the change is over, tonight among them."""
+    since: str | None
+    """The first of them."""
+    reason: str = ""
+
+    @property
+    def series(self) -> str:
+        return series(self.stage, self.metric)
+
+    @property
+    def headline(self) -> bool:
+        return self.metric in HEADLINE
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    run_id: str
+    word: Overall
+    exit_code: int
+    source: Source | None
+    """Of its joules; None where the night knows none."""
+    changes: tuple[Change, ...]
+    """The headline's first, in each kind the surest first."""
+    compared: tuple[str, ...]
+    """Nights that tonight is compared with, oldest first."""
+    unlike: tuple[Difference, ...]
+    """From the last night of this job, where it is not comparable."""
+    changed_too: tuple[Difference, ...]
+    """What changed in the night in which a headline figure did."""
+
+
+def judge(nights: Sequence[Night], tonight: Night, noise: Noise = SHIPPED) -> Verdict:
+    """Tonight beside the nights of the same job that came before it, whatever their order here."""
+    run = tonight.run
+    if run.status == "unstable":
+        return _without(run, "unstable", EXIT_CODES["unstable"])
+    if run.status != "complete":
+        return _without(run, "incomplete", run.exit_code)
+    earlier = sorted(
+        (
+            night
+            for night in nights
+            if night.run.name == run.name and night.run.run_id < run.run_id and night.run.status == "complete"
+        ),
+        key=lambda night: night.run.run_id,
+    )
+    if not earlier:
+        return _without(run, "first", 0)
+    like = [night for night in earlier if not differences(night.run, run, _LIKE)][-(WINDOW + max(RECENT)) :]
+    unlike = () if like else differences(earlier[-1].run, run, _LIKE)
+    if not like:
+        return replace(_without(run, "not comparable", EXIT_CODES["not comparable"]), unlike=unlike)
+    changes = [_change(like, tonight, figure, noise) for figure in tonight.figures if METRICS[figure.metric].better]
+    changes = [
+        *_held([each for each in changes if each.headline]),
+        *_held([each for each in changes if not each.headline]),
+    ]
+    word = _overall([each.word for each in changes if each.headline])
+    return Verdict(
+        run_id=run.run_id,
+        word=word,
+        exit_code=EXIT_CODES.get(word, 0),
+        source=run.source,
+        changes=tuple(changes),
+        compared=tuple(night.run.run_id for night in like),
+        unlike=(),
+        changed_too=_changed_too([*like, tonight], changes),
+    )
+
+
+def differences(before: Run, after: Run, aspects: Mapping[str, Callable[[Run], object]]) -> tuple[Difference, ...]:
+    """What the runs do not have in common."""
+    pairs = {what: (of(before), of(after)) for what, of in aspects.items()}
+    return tuple(Difference(what, str(old), str(new)) for what, (old, new) in pairs.items() if old != new)
+
+
+def _without(run: Run, word: Overall, exit_code: int) -> Verdict:
+    return Verdict(run.run_id, word, exit_code, run.source, (), (), (), ())
+
+
+def _change(like: Sequence[Night], tonight: Night, figure: Figure, noise: Noise) -> Change:
+    """Of one series, not yet held to how many there are."""
+    told = [(night.run.run_id, found) for night in like if (found := _of(night, figure)) is not None]
+    known = Change(
+        figure.stage,
+        figure.metric,
+        figure.unit,
+        figure.source,
+        "unknown",
+        figure.value,
+        None,
+        None,
+        None,
+        None,
+        len(told),
+        0,
+        None,
+    )
+    if not _comparable(figure):
+        return replace(known, reason=figure.reason or "there is no figure above zero, and so no ratio")
+    if not told:
+        return replace(known, reason="no night before has this figure")
+    told.append((tonight.run.run_id, figure))
+    values = np.log([found.value for _, found in told if found.value is not None])
+    errors = np.array([_error(found) for _, found in told])
+    moved = shift(values, errors, noise)
+    recent = int(moved.recent)
+    low, high = interval(values, errors, recent, noise)
+    return replace(
+        known,
+        word="unclear",
+        change=math.expm1(moved.log),
+        low=math.expm1(low),
+        high=math.expm1(high),
+        p=float(moved.p),
+        nights_before=len(told) - recent,
+        nights_since=recent,
+        since=told[-recent][0],
+    )
+
+
+def _of(night: Night, like: Figure) -> Figure | None:
+    for figure in night.figures:
+        if (figure.stage, figure.metric) == (like.stage, like.metric) and _comparable(figure):
+            return figure
+    return None
+
+
+def _comparable(figure: Figure) -> bool:
+    return figure.value is not None and figure.value > 0
+
+
+def _error(figure: Figure) -> float:
+    """Standard error of the logarithm, from a 95 % interval; 0 where there is none, and then the scatter between nights has to tell."""
+    if figure.value is None or figure.low is None or figure.high is None:
+        return 0.0
+    return (figure.high - figure.low) / figure.value / (2 * 1.96)
+
+
+def _held(changes: Sequence[Change]) -> Iterator[Change]:
+    """The series of one kind, each with its word, held to one false alarm for all of them."""
+    compared = sorted((each for each in changes if each.p is not None), key=lambda each: each.p or 0.0)
+    shown = True
+    for place, change in enumerate(compared):
+        shown = shown and (change.p or 0.0) <= 1 / NIGHTS_PER_FALSE_ALARM / (len(compared) - place)
+        yield replace(change, word=_told(change) if shown else _untold(change))
+    yield from (each for each in changes if each.p is None)
+
+
+def _told(change: Change) -> Word:
+    """Of a change that is surely there."""
+    if change.change is None or abs(change.change) < MATTERS:
+        return _untold(change)
+    less_is_better = METRICS[change.metric].better == "lower"
+    return "better" if (change.change < 0) == less_is_better else "worse"
+
+
+def _untold(change: Change) -> Word:
+    if change.low is None or change.high is None:
+        return "unknown"
+    return "same" if change.low >= -SAME_WITHIN and change.high <= SAME_WITHIN else "unclear"
+
+
+def _overall(words: Sequence[Word]) -> Overall:
+    if "worse" in words:
+        return "regression"
+    if "better" in words:
+        return "improvement"
+    return "same" if "same" in words and set(words) <= {"same", "unknown"} else "unclear"
+
+
+def _changed_too(nights: Sequence[Night], changes: Sequence[Change]) -> tuple[Difference, ...]:
+    first = next((each.since for each in changes if each.headline and each.word in ("worse", "better")), None)
+    for before, after in pairwise(nights):
+        if after.run.run_id == first:
+            return differences(before.run, after.run, _MAY_DIFFER)
+    return ()

@@ -1,0 +1,159 @@
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from etameter.prompts.nightly.night import Night
+from etameter.prompts.nightly.noise import SHIPPED
+from etameter.prompts.nightly.verdict import EXIT_CODES, HEADLINE, judge
+
+from .laid_out import figure, run
+
+pytestmark = pytest.mark.unit
+
+
+def night(day: int, *figures: Any, **told: Any) -> Night:
+    return Night(run(run_id=f"202611{day:02}T020000Z-0a1b2c3d", **told), (), figures)
+
+
+def at(value: float | None, **told: Any) -> Any:
+    ends = {} if value is None else {"low": 0.995 * value, "high": 1.005 * value}
+    return figure(**{"value": value, **({"low": None, "high": None} if value is None else ends), **told})
+
+
+def test_a_first_night_compares_nothing_and_is_no_failure() -> None:
+    verdict = judge([], night(1, at(3.0)))
+    assert (verdict.word, verdict.exit_code, verdict.changes) == ("first", 0, ())
+
+
+def test_a_second_night_like_the_first_is_the_same() -> None:
+    verdict = judge([night(1, at(3.0))], night(2, at(3.01)))
+    assert (verdict.word, verdict.exit_code) == ("same", 0)
+    assert verdict.compared == ("20261101T020000Z-0a1b2c3d",)
+
+
+@pytest.mark.parametrize(("factor", "word", "exit_code"), [(1.1, "regression", 3), (0.9, "improvement", 0)])
+def test_a_tenth_more_or_less_is_seen_in_the_night_it_comes(factor: float, word: str, exit_code: int) -> None:
+    nights = [night(1, at(3.0)), night(2, at(3.01))]
+    verdict = judge(nights, night(3, at(3.0 * factor)))
+    assert (verdict.word, verdict.exit_code) == (word, exit_code)
+    [change] = verdict.changes
+    assert change.change is not None
+    assert change.low is not None
+    assert change.high is not None
+    assert change.change == pytest.approx(factor - 1, abs=0.01)
+    assert change.low < factor - 1 < change.high
+    assert (change.since, change.nights_since, change.nights_before) == ("20261103T020000Z-0a1b2c3d", 1, 2)
+
+
+def test_where_more_is_better_less_is_worse() -> None:
+    nights = [night(day, at(3.0), at(100.0, metric="tokens_per_s")) for day in (1, 2, 3)]
+    verdict = judge(nights, night(4, at(3.0), at(80.0, metric="tokens_per_s")))
+    assert {change.metric: change.word for change in verdict.changes} == {
+        "j_per_token": "same",
+        "tokens_per_s": "worse",
+    }
+    assert verdict.word == "same", "what explains does not decide"
+
+
+def test_a_change_that_is_sure_and_small_is_none() -> None:
+    nights = [night(day, at(3.0, low=2.9999, high=3.0001)) for day in range(1, 15)]
+    [change] = judge(nights, night(15, at(3.03, low=3.0299, high=3.0301))).changes
+    assert change.word == "same"
+
+
+def test_a_figure_that_scatters_says_nothing() -> None:
+    nights = [night(day, at(3.0 * (1 + 0.2 * (-1) ** day))) for day in (1, 2, 3, 4)]
+    verdict = judge(nights, night(5, at(3.3)))
+    assert (verdict.word, verdict.exit_code) == ("unclear", 0)
+
+
+@pytest.mark.parametrize(
+    ("what", "told"),
+    [
+        ("source", {"source": "measured"}),
+        ("model", {"model_hash": "another"}),
+        ("configuration", {"config_hash": "another"}),
+        ("power cap", {"power_cap_w": 500.0}),
+        ("highest clock", {"clock_mhz": 1200.0}),
+        ("hardware", {"hardware": {"boards": [{"board": "A100"}], "cpu": "some", "cores": 2}}),
+        ("seed", {"seed": 2}),
+        ("tasks", {"tasks_hash": "another"}),
+    ],
+)
+def test_unlike_nights_are_not_compared(what: str, told: Any) -> None:
+    verdict = judge([night(1, at(3.0))], night(2, at(9.0), **told))
+    assert (verdict.word, verdict.exit_code, verdict.changes) == ("not comparable", 4, ())
+    assert [each.what for each in verdict.unlike] == [what]
+
+
+def test_nights_of_another_name_and_later_ones_are_not_looked_at() -> None:
+    nights = [night(1, at(9.0), name="weekly"), night(3, at(9.0))]
+    assert judge(nights, night(2, at(3.0))).word == "first"
+
+
+def test_nights_that_did_not_end_well_are_no_measure() -> None:
+    nights = [night(1, at(3.0)), night(2, at(9.0), status="unstable"), night(3, at(9.0), status="incomplete")]
+    assert judge(nights, night(4, at(3.0))).compared == ("20261101T020000Z-0a1b2c3d",)
+
+
+def test_a_night_that_wandered_is_judged_by_nothing() -> None:
+    verdict = judge([night(1, at(3.0))], night(2, at(9.0), status="unstable"))
+    assert (verdict.word, verdict.exit_code) == ("unstable", 5)
+    verdict = judge([night(1, at(3.0))], night(2, at(9.0), status="failed", exit_code=2))
+    assert (verdict.word, verdict.exit_code) == ("incomplete", 2)
+
+
+def test_what_changed_with_the_figures_is_named() -> None:
+    nights = [night(day, at(3.0)) for day in (1, 2, 3)] + [night(4, at(3.4), vllm="0.33.0")]
+    verdict = judge(nights, night(5, at(3.4), vllm="0.33.0"))
+    assert verdict.word == "regression"
+    assert [str(each) for each in verdict.changed_too] == ["vLLM: 0.32.0, then 0.33.0"]
+
+
+def test_figures_that_are_unknown_stay_unknown() -> None:
+    nights = [night(1, at(3.0))]
+    verdict = judge(nights, night(2, at(None, reason="nothing was asked"), at(5.0, stage="batch-1")))
+    assert [(change.stage, change.word, change.reason) for change in verdict.changes] == [
+        ("batch-8", "unknown", "nothing was asked"),
+        ("batch-1", "unknown", "no night before has this figure"),
+    ]
+    assert verdict.word == "unclear"
+
+
+def test_zero_has_no_ratio() -> None:
+    [change] = judge([night(1, at(3.0))], night(2, at(0.0))).changes
+    assert (change.word, change.reason) == ("unknown", "there is no figure above zero, and so no ratio")
+
+
+def test_many_series_are_held_to_one_false_alarm() -> None:
+    """A change that would be shown of one series alone is not shown among a hundred."""
+    nights = [[at(3.0 + 0.02 * (-1) ** day, stage=f"batch-{each}") for each in range(100)] for day in range(10)]
+    tonight = [at(3.0, stage=f"batch-{each}") for each in range(100)]
+    tonight[0] = at(3.16, stage="batch-0")
+    alone = judge([night(day + 1, *figures[:1]) for day, figures in enumerate(nights)], night(11, tonight[0]))
+    among = judge([night(day + 1, *figures) for day, figures in enumerate(nights)], night(11, *tonight))
+    assert (alone.word, among.word) == ("regression", "unclear")
+
+
+@given(st.floats(1e-6, 1e6), st.integers(2, 6), st.integers(0, 1000))
+def test_units_do_not_matter(scale: float, count: int, seed: int) -> None:
+    values = 3.0 * np.exp(SHIPPED.draw(np.random.default_rng(seed), 1, count, 0.003)[0])
+    nights = [night(day + 1, at(value)) for day, value in enumerate(values)]
+    scaled = [night(day + 1, at(scale * value)) for day, value in enumerate(values)]
+    [one], [other] = (judge(each[:-1], each[-1]).changes for each in (nights, scaled))
+    assert one.change is not None
+    assert other.change is not None
+    assert math.isclose(one.change, other.change, rel_tol=1e-6, abs_tol=1e-9)
+    assert replace(one, value=None, change=None, low=None, high=None, p=None) == replace(
+        other, value=None, change=None, low=None, high=None, p=None
+    )
+
+
+def test_exit_codes_are_of_verdicts_that_there_are() -> None:
+    assert EXIT_CODES == {"regression": 3, "not comparable": 4, "unstable": 5}
+    assert HEADLINE[0] == "j_per_token"
