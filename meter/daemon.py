@@ -139,6 +139,7 @@ class Meter:
         self._settings = settings
         self._counters = counters
         self._kind = counters[0].kind
+        self._limits_w = {each.gpu_uuid: each.power_limit_w() for each in counters}
         self._ledger = Ledger(settings.ledger)  # written by one thread, because a disk may make it wait
         self._receipts = Ledger(settings.ledger, read_only=True)
         self._footprint = footprint_of(settings.footprint)
@@ -252,7 +253,8 @@ class Meter:
             else Recorder(self._recording, devices, self._boot_id, resume, about=self._about())
         )
         for counter in counters:
-            accounts.timelines()[counter.gpu_uuid].power_limit_w = counter.power_limit_w()
+            # As the sampler last heard: to ask here would be to wait for a driver that stalls, or to end with one that fails.
+            accounts.timelines()[counter.gpu_uuid].power_limit_w = self._limits_w[counter.gpu_uuid]
         return accounts
 
     def _about(self) -> dict[str, object]:
@@ -281,6 +283,7 @@ class Meter:
         """Take in what is new, settle what can be, write it down."""
         self._read_rings()
         found, changes = self._sampler.drain(), self._sampler.changes()
+        self._limits_w |= {each.gpu_uuid: each.power_limit_w for each in changes if each.power_limit_w is not None}
         self._metrics.found(found)
         self._display.found(found, changes)
         for engine in self._engines:

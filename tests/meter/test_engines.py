@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
+import pynvml
 import pytest
 
 from etameter.accounts import Device, gpus_of
@@ -20,7 +21,7 @@ from etameter.ledger import Ledger
 from etameter.serving.ring import RingHeader, RingWriter
 from tests.meter.test_daemon import Meter, lit_board, running, serve_one, until
 from tests.meter.test_faults import assert_sound, settled, unassigned_j
-from tests.simnvml.board import Board
+from tests.simnvml.board import Board, Call
 
 pytestmark = pytest.mark.unit
 
@@ -229,6 +230,20 @@ def test_a_gpu_of_a_living_engine_is_not_given_to_another_until_that_one_is_gone
             f"{tmp_path}/b.ring is ignored while the engine of {tmp_path}/a.ring lives: it works on {board.uuid(0)} too"
         )
         assert said.count(refused) == said.count("is ignored") == 1
+
+
+def test_gpus_change_hands_while_the_driver_tells_nothing_but_energy(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        board = stack.enter_context(lit_board(tmp_path))
+        meter = stack.enter_context(metering(tmp_path, board, ["a", "b"]))
+        with living(tmp_path, "a", board.uuid()):
+            until(lambda: "a" in engines_of(meter))
+            board.fail(Call.LIMITS | Call.CLOCKS, pynvml.NVML_ERROR_UNKNOWN)
+            rings = stack.enter_context(writers(tmp_path, board, {"b": (0,)}))
+        until(lambda: "b" in engines_of(meter))
+        serve_one(rings["b"], 20, f"chatcmpl-1-{'c' * 32}00000000")
+        until(lambda: settled(meter, "c" * 32))
+        assert_sound(meter)
 
 
 def test_a_meter_that_is_killed_goes_on_with_all_of_its_engines(tmp_path: Path) -> None:
