@@ -24,6 +24,7 @@ class Seen:
     temperature_c: float | None = None
     throttled: bool | None = None
     neighbours: int | None = None
+    clock_mhz: float | None = None
 
 
 def over(glances: Iterable[Seen]) -> Seen:
@@ -33,6 +34,7 @@ def over(glances: Iterable[Seen]) -> Seen:
         max((one.temperature_c for one in seen if one.temperature_c is not None), default=None),
         max((one.throttled for one in seen if one.throttled is not None), default=None),
         max((one.neighbours for one in seen if one.neighbours is not None), default=None),
+        min((one.clock_mhz for one in seen if one.clock_mhz is not None), default=None),
     )
 
 
@@ -81,7 +83,7 @@ class Boards:
     def _glance(self, facts: Facts) -> Seen:
         engine = self._engine_pid()
         neighbours = None if facts.processes is None or engine is None else foreign(facts.processes, engine)
-        return Seen(facts.temperature_c, bool(LASTING.intersection(facts.throttles)), neighbours)
+        return Seen(facts.temperature_c, bool(LASTING.intersection(facts.throttles)), neighbours, facts.clock_mhz)
 
     def _engine_pid(self) -> int | None:
         try:

@@ -1,0 +1,85 @@
+"""codecarbon's tracker beside one stage, where it is installed: what it says of the same seconds, and why that differs."""
+
+import importlib.util
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import Any, Final
+
+from etameter.counters import Kind
+
+KWH_J: Final = 3.6e6
+PERIOD_S: Final = 1
+"""Between two of its looks; its default of 15 s would see a window twice."""
+
+
+@dataclass(slots=True)
+class Beside:
+    """What codecarbon said; filled in when the block ends."""
+
+    told_j: dict[str, float] = field(default_factory=dict)
+    """cpu, gpu, ram."""
+    version: str = ""
+
+
+def installed() -> bool:
+    return importlib.util.find_spec("codecarbon") is not None
+
+
+@contextmanager
+def tracking() -> Iterator[Beside]:
+    """Its offline tracker runs while the block does. It asks no network; carbon is not looked at."""
+    from codecarbon import OfflineEmissionsTracker
+
+    logging.getLogger("codecarbon").setLevel(logging.CRITICAL)
+    told = Beside(version=version("codecarbon"))
+    tracker = OfflineEmissionsTracker(
+        country_iso_code="FRA",
+        save_to_file=False,
+        log_level="critical",
+        measure_power_secs=PERIOD_S,
+        allow_multiple_runs=True,
+    )
+    tracker.start()
+    try:
+        yield told
+    finally:
+        tracker.stop()
+        data = tracker.final_emissions_data
+        for name in ("cpu", "gpu", "ram"):
+            told.told_j[name] = float(getattr(data, f"{name}_energy")) * KWH_J
+
+
+def compared(beside: Beside, energy_j: float | None, seconds: float, kind: Kind, stage: str) -> dict[str, Any]:
+    """Both figures beside each other, for the report."""
+    theirs_j = beside.told_j.get("cpu" if kind == "rapl" else "gpu", 0.0)
+    return {
+        "stage": stage,
+        "seconds": seconds,
+        "counters_j": energy_j,
+        "codecarbon_j": dict(beside.told_j),
+        "version": beside.version,
+        "difference": None if not energy_j or not theirs_j else theirs_j / energy_j - 1,
+        "why": _why(kind, theirs_j),
+    }
+
+
+def _why(kind: Kind, theirs_j: float) -> str:
+    if kind == "simulated":
+        return (
+            "It can't see a simulated board. What it tells is this machine's CPU, mostly from a table of nominal powers, "
+            "so that the two figures are of different things."
+        )
+    if not theirs_j:
+        return "It found no counter here that it may read, and then counts 0 J."
+    if kind == "rapl":
+        return (
+            "Both read RAPL where it may; without the right to, it takes a nominal power by the CPU's name. It reads once a second and counts from its own start "
+            "to its own end; ours counts between two publications of the counter."
+        )
+    return (
+        "Both read NVML's energy counter. It reads once a second, so that up to a second at either end is counted too much or too little, and its thread waits for "
+        "Python's; ours knows each publication's instant. Its figure has the GPUs that it sees, ours those of the engine."
+    )

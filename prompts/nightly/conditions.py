@@ -1,0 +1,76 @@
+"""What ends a night, or spoils a window, from outside: clocks that jump, and budgets that are used up."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from etameter.errors import NightError
+
+JUMP_S: Final = 2.0
+"""Between two looks the wall clock and the monotonic one may go apart by so much: more is no correction of a drift."""
+
+
+class BudgetSpent(NightError):
+    """The night has used up what it may."""
+
+
+@dataclass(frozen=True, slots=True)
+class Jump:
+    """Clocks that went apart."""
+
+    t_ns: int
+    """CLOCK_MONOTONIC, when it was seen."""
+    wall_s: float
+    """So much further went the wall clock."""
+    asleep_s: float
+    """So long the machine was suspended: CLOCK_MONOTONIC stands still then."""
+
+
+def clocks() -> tuple[float, float, float]:
+    """Monotonic, wall and boot time, in seconds."""
+    return time.monotonic(), time.time(), time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+@dataclass(slots=True)
+class ClockWatch:
+    """Looks whether clocks keep together."""
+
+    read: Callable[[], tuple[float, float, float]] = clocks
+    jumps: list[Jump] = field(init=False, default_factory=list)
+    _last: tuple[float, float, float] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._last = self.read()
+
+    def look(self) -> Jump | None:
+        """To be called often: what has become since the last time."""
+        now, last = self.read(), self._last
+        self._last = now
+        passed_s, wall_s, boot_s = (after - before for after, before in zip(now, last, strict=True))
+        if abs(wall_s - passed_s) <= JUMP_S and boot_s - passed_s <= JUMP_S:
+            return None
+        jump = Jump(int(now[0] * 1e9), wall_s - passed_s, max(boot_s - passed_s, 0.0))
+        self.jumps.append(jump)
+        return jump
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What a night may take. `spent_s` and `spent_j` are of its earlier sessions."""
+
+    seconds: float
+    joules: float | None
+    spent_s: float = 0.0
+    spent_j: float = 0.0
+
+    def check(self, elapsed_s: float, energy_j: float) -> None:
+        """Raises BudgetSpent."""
+        if self.spent_s + elapsed_s >= self.seconds:
+            raise BudgetSpent(
+                f"the night has taken its {self.seconds:g} s", "give it more (nightly.budget_s), or fewer stages"
+            )
+        if self.joules is not None and self.spent_j + energy_j >= self.joules:
+            raise BudgetSpent(
+                f"the night has taken its {self.joules:g} J", "give it more (nightly.budget_j), or fewer stages"
+            )
