@@ -21,6 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from . import config
 from .errors import EngineError
+from .export.receipts import NOT_MEASURED
 from .prompts.endpoint import probe, receipt
 from .timeline import NORMAL_95
 
@@ -294,9 +295,14 @@ class _Run:
     async def _settled(self, receipt_id: str) -> Mapping[str, Any]:
         deadline_s = time.monotonic() + _SETTLE_S
         while time.monotonic() < deadline_s:
-            energy = (await receipt(self._session, self._meter_url, receipt_id, self._token)).get("energy")
+            told = await receipt(self._session, self._meter_url, receipt_id, self._token)
+            energy = told.get("energy")
             if energy is not None and energy["settled"]:
                 return dict(energy)
+            if told.get("energy_reason") == NOT_MEASURED:
+                raise EngineError(
+                    f"receipt {receipt_id} has no figure: the counter was lost meanwhile", "see etameter doctor"
+                )
             await asyncio.sleep(_POLL_S)
         raise EngineError(f"receipt {receipt_id} does not settle", "see the meter's log and /health")
 

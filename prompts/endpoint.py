@@ -13,6 +13,7 @@ import aiohttp
 
 from etameter import config
 from etameter.errors import EngineError
+from etameter.export.receipts import NOT_MEASURED
 from etameter.records import Source
 
 ARM_HEADER = "X-Etameter-Arm"
@@ -168,6 +169,8 @@ class Endpoint:
     async def settled(self, receipt_id: str, deadline_s: float) -> tuple[Mapping[str, Any] | None, str | None]:
         """The energy of a receipt once it is settled, or as it is at the deadline (`time.monotonic`); why there is none, else.
 
+        Nobody waits for a figure that will never be: of what ran while its counter was lost.
+
         Raises:
             ValueError: what is told can't be an energy.
             EngineError: receipts are only for who bears a token, and the configuration has another or none.
@@ -176,8 +179,10 @@ class Endpoint:
             told = await receipt(self._session, self._receipts_url, receipt_id, self._receipt_token)
             told = told if isinstance(told, dict) else {}
             energy = energy_in(told)
-            if (energy is not None and energy.get("settled")) or time.monotonic() >= deadline_s:
-                return energy, told.get("energy_reason") if energy is None else None
+            reason = told.get("energy_reason") if energy is None else None
+            is_final = reason == NOT_MEASURED or (energy is not None and bool(energy.get("settled")))
+            if is_final or time.monotonic() >= deadline_s:
+                return energy, reason
             await asyncio.sleep(_POLL_S)
 
 

@@ -49,6 +49,28 @@ def test_a_server_without_a_model_and_nobody_there_are_errors_of_one_line() -> N
         asyncio.run(probe("http://127.0.0.1:1"))
 
 
+class Blind(Upstream):
+    """Whose counter was lost while it answered."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda _: "Hello.")
+        self.asked = 0
+
+    async def receipt(self, request: web.Request) -> web.Response:
+        self.asked += 1
+        return web.json_response({"energy": None, "energy_reason": "not_measured"})
+
+
+def test_nobody_waits_for_what_was_not_measured() -> None:
+    async def main(upstream: Blind) -> object:
+        async with running(upstream) as url, connect(url) as endpoint:
+            return await endpoint.settled("a" * 32, time.monotonic() + 5.0)
+
+    upstream = Blind()
+    assert asyncio.run(main(upstream)) == (None, "not_measured")
+    assert upstream.asked == 1
+
+
 class Guarded(Upstream):
     """Its receipts are for who bears the token."""
 
