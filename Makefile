@@ -19,11 +19,13 @@ COMPOSE := $$($(BIN)/python -c 'import compose, pathlib; print(pathlib.Path(comp
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
 	--config-settings editable_mode=strict --editable
 
+export ETAMETER_TEST_WHEELS ?= $(abspath $(VENV))/wheels
+
 # Whatever else is installed into the environment keeps to the same versions.
 export PIP_CONSTRAINT := $(abspath constraints.txt)
 
 .DELETE_ON_ERROR:
-.PHONY: help install demo ab gpu-check test test-unit test-engine slow lint format types docs check docker-check dist clean screenshots figures
+.PHONY: help install demo ab gpu-check test test-unit test-engine wheels slow lint format types docs check docker-check dist clean screenshots figures
 
 help:  ## say what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1 \2/p' $(MAKEFILE_LIST) | awk '{ printf "  make %-12s", $$2; $$1 = $$2 = ""; print }'
@@ -49,6 +51,10 @@ test-unit: $(DEV)  ## run the quick tests
 
 test-engine: $(ENGINE)  ## run the tests that start a real vLLM
 	$(BIN)/python -m pytest -m "(engine or server or boot) and not slow and not gpu"
+
+wheels: $(ENGINE)  ## fetch the newest vLLM that is supported, to be tested over the installed one (340 MB)
+	-$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --dest $(ETAMETER_TEST_WHEELS) \
+		"vllm==$$($(BIN)/python -c 'from etameter.serving.cpu_engine import SUPPORTED; print(*SUPPORTED[1], sep=".")').*"
 
 slow: $(ENGINE)  ## run the tests that take minutes
 	$(BIN)/python -m pytest -m "slow and not gpu"

