@@ -49,6 +49,7 @@ from etameter.recording import Recorder
 from etameter.records import Source, weakest
 from etameter.sampler import Sampler
 from etameter.serving.ring import boot_id
+from etameter.slack.labels import WASTES
 from etameter.slack.reading import Reading
 
 logger = logging.getLogger("etameter")
@@ -363,6 +364,8 @@ class Meter:
     def slack(self, row: RequestRow, category: str, tokens: float, joules: float, marginal_joules: float) -> None:
         """So much of a settled request's output was slack of a category, and is counted as no other."""
         self._metrics.slack(row, category, tokens, joules, marginal_joules)
+        if category in WASTES:
+            self._display.wasted(row, category, joules)
 
     def unclassified(self, cause: str) -> None:
         """A response could not be classified although its texts were told."""

@@ -58,6 +58,10 @@ class Display:
         """A settled request of which it is known how much was slack."""
         self._live.classified(row, reading, time.monotonic_ns())
 
+    def wasted(self, row: RequestRow, waste: str, joules: float) -> None:
+        """So much of a settled request's output was lost, or nothing."""
+        self._live.wasted(row, waste, joules, time.monotonic_ns())
+
     def snapshot(self, *, whole: bool, dropped_messages: int) -> bytes:
         """A line of JSON: all that is kept, or what is new."""
         now_ns = time.monotonic_ns()

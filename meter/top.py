@@ -25,6 +25,9 @@ SILENCE_S: Final = 5.0
 RETRY_S: Final = 1.0
 SHOWN_REQUESTS: Final = 10
 KEPT_REQUESTS: Final = 100
+SHOWN_STEPS: Final = 120
+BALANCED: Final = 1e-6
+"""Relative difference up to which a balance is rounded, not wrong."""
 BLOCKS: Final = "▁▂▃▄▅▆▇█"
 LARGEST_EVENT: Final = 16 << 20
 UNKNOWN: Final = "–"
@@ -86,7 +89,7 @@ def listen(address: str) -> Iterator[Snapshot]:
 
 def _snapshot(line: bytes, address: str) -> Snapshot:
     try:
-        snapshot: Snapshot = json.loads(line)
+        snapshot: Snapshot = json.loads(line, object_hook=_printable)
         version = snapshot["version"]
     except (ValueError, TypeError, KeyError) as error:
         raise EngineError(f"what {address} tells is not a meter's", "name the meter's address (--url)") from error
@@ -115,17 +118,21 @@ class Dashboard:
     def __init__(self, first: Snapshot) -> None:
         self._watts: dict[str, dict[int, float | None]] = {}
         self._requests: dict[str, Mapping[str, Any]] = {}
+        self._snapshot = first
         self.take(first)
 
     def take(self, snapshot: Snapshot) -> None:
         """The next snapshot."""
+        if snapshot["now_s"] < self._snapshot["now_s"]:  # another boot of the machine
+            self._watts.clear()
+            self._requests.clear()
         self._snapshot = snapshot
         for gpu in snapshot["gpus"]:
             trace = gpu["trace"]
             first = round(trace["start_s"] / trace["step_s"])
             known = self._watts.setdefault(gpu["gpu_uuid"], {})
             known.update(enumerate(trace["watts"], first))
-            self._watts[gpu["gpu_uuid"]] = dict(list(known.items())[-480:])
+            self._watts[gpu["gpu_uuid"]] = dict(list(known.items())[-SHOWN_STEPS:])
         for request in snapshot["requests"]:
             self._requests[request["key"]] = request
         self._requests = dict(list(self._requests.items())[-KEPT_REQUESTS:])
@@ -182,14 +189,15 @@ class Dashboard:
         return table
 
     def _power(self, lost: str | None) -> Text:
-        """The boards together, a character a step."""
-        steps = sorted(set.intersection(*(set(known) for known in self._watts.values())))[-120:]
-        sums = [[known[step] for known in self._watts.values()] for step in steps]
-        watts = [None if None in each else sum(value for value in each if value is not None) for each in sums]
-        most = max((each for each in watts if each is not None), default=0.0)
+        """The boards together, a character a step: a gap where nothing was told, and ? where it could not be trusted."""
+        steps = set.intersection(*(set(known) for known in self._watts.values()))
+        last = max(steps, default=0)
+        shown = range(max(min(steps, default=0), last - SHOWN_STEPS + 1), last + 1)
+        watts = {step: _together([known[step] for known in self._watts.values()]) for step in shown if step in steps}
+        most = max((each for each in watts.values() if each is not None), default=0.0)
         if most <= 0:
             return Text("power: nothing read yet", "dim")
-        line = "".join("?" if each is None else BLOCKS[min(7, int(8 * each / most))] for each in watts)
+        line = "".join(_block(watts[step], most) if step in watts else " " for step in shown)
         return Text.assemble(
             (line, "dim" if lost else "green"),
             (f" up to {_three(most)} {self.unit('W', self._snapshot['source'])}", "dim"),
@@ -204,6 +212,7 @@ class Dashboard:
             f"{self.unit('µWh/token', source)}",
             "η ≤",
             "slack",
+            self.unit("wasted J", source),
         )
         rows = [
             (
@@ -213,6 +222,7 @@ class Dashboard:
                 _micro(arm["output_wh_per_token"]),
                 _bound(arm["eta"]),
                 _slack(arm["eta"]),
+                _wasted(arm["wasted_j"]) if arm["requests"] else UNKNOWN,
             )
             for arm in self._snapshot["arms"]
         ]
@@ -236,6 +246,8 @@ class Dashboard:
         for name, joules in parts.items():
             share = joules / measured_j if measured_j > 0 else 0.0
             text.append(f"{name} {_joules(joules)} ({100 * share:.1f} %)  ", SHADES.get(name, "red"))
+        if abs(balance["residual_j"]) > BALANCED * max(measured_j, 1.0):
+            text.append(f"they differ by {_joules(balance['residual_j'])}", "bold red")
         return text
 
     def _latest(self) -> Table:
@@ -249,6 +261,7 @@ class Dashboard:
             "±",
             "η ≤",
             "slack",
+            self.unit("wasted J", source),
         )
         latest = sorted(self._requests.values(), key=lambda request: request["finished_s"] or 0.0, reverse=True)
         rows = [
@@ -261,6 +274,7 @@ class Dashboard:
                 _three(request["error_j"]),
                 _bound(request["eta"]),
                 _slack(request["eta"]),
+                _wasted(request["waste_j"]) if request["energy_reason"] is None else UNKNOWN,
             )
             for request in latest[:SHOWN_REQUESTS]
         ]
@@ -303,8 +317,18 @@ def _three(value: float | None) -> str:
 
 
 def _joules(value: float) -> str:
-    """Of a sum, in which what is next to nothing is rounding."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{abs(value):.2f}"
+    """Of a sum, in which what is next to nothing is rounding, and has no sign."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{round(value, 2) + 0.0:.2f}"
+
+
+def _together(watts: Sequence[float | None]) -> float | None:
+    """The sum; None where one of them isn't known."""
+    known = [each for each in watts if each is not None]
+    return sum(known) if len(known) == len(watts) else None
+
+
+def _block(watts: float | None, most: float) -> str:
+    return "?" if watts is None else BLOCKS[min(7, int(8 * watts / most))]
 
 
 def _micro(wh: float | None) -> str:
@@ -317,7 +341,8 @@ def _milliseconds(seconds: float | None) -> str:
 
 def _reliability(eta: Mapping[str, Any] | None) -> str:
     known = eta is not None and eta["reliability"] is not None
-    return f"{eta['reliability']:.2f}" if known and eta is not None else UNKNOWN
+    told = f"{eta['reliability']:.2f}" if known and eta is not None else UNKNOWN
+    return f"{told}: UNRELIABLE" if eta is not None and eta["reliable"] is False else told
 
 
 def _least(request: Mapping[str, Any]) -> str:
@@ -338,3 +363,19 @@ def _slack(eta: Mapping[str, Any] | None) -> str:
         return "0 %"
     largest = max(shares, key=lambda category: shares[category])
     return f"{100 * sum(shares.values()):.0f} % {largest}"
+
+
+def _wasted(by_waste: Mapping[str, float]) -> str:
+    """Joules of lost answers, and what became of most of them."""
+    if not any(by_waste.values()):
+        return "0"
+    largest = max(by_waste, key=lambda waste: by_waste[waste])
+    return f"{_three(sum(by_waste.values()))} {largest}"
+
+
+def _printable(told: dict[str, Any]) -> dict[str, Any]:
+    """Nothing that a name could tell the terminal to do."""
+    return {
+        name: "".join(sign if sign.isprintable() else "?" for sign in value) if isinstance(value, str) else value
+        for name, value in told.items()
+    }

@@ -118,6 +118,7 @@ class _Group:
     requests: int = 0
     sums: dict[str, float] = field(default_factory=lambda: dict.fromkeys(SUMS, 0))
     found: dict[str, float] = field(default_factory=dict)
+    wasted_j: dict[str, float] = field(default_factory=dict)
     sources: set[Source] = field(default_factory=set)
 
 
@@ -151,8 +152,8 @@ class Live:
         self._unattributed_j: dict[str, float] = {}
         self._settled_sources: set[Source] = set()
         self._requests: OrderedDict[str, _Line] = OrderedDict()
-        self._early: OrderedDict[str, Reading] = OrderedDict()
-        """Of requests that were classified before they are told to be finished, by key."""
+        self._early: OrderedDict[str, Mapping[str, object]] = OrderedDict()
+        """What is known of requests before they are told to be finished, by key."""
 
     @property
     def source(self) -> Source:
@@ -214,7 +215,9 @@ class Live:
             "energy_reason": None if measured else NOT_MEASURED,
             "method": energy.method,
             "source": energy.source,
-            **eta_told(self._early.pop(key, found)),
+            "waste_j": {},
+            **eta_told(found),
+            **self._early.pop(key, {}),
         }
         self._requests[key] = _Line(now_ns, told)
         if len(self._requests) > KEPT_REQUESTS:
@@ -225,14 +228,16 @@ class Live:
         amounts = weighted(row, reading)
         add_to(self._group(row.record.model, row.record.arm).found, amounts)
         self._found_now.add(now_ns, amounts)
-        key = key_of(row.engine, row.engine_started_ns, row.number)
-        line = self._requests.get(key)
-        if line is None:
-            self._early[key] = reading
-            if len(self._early) > KEPT_REQUESTS:
-                self._early.popitem(last=False)
-        else:
-            self._requests[key] = replace(line, changed_ns=now_ns, told={**line.told, **eta_told(reading)})
+        self._tell(key_of(row.engine, row.engine_started_ns, row.number), eta_told(reading), now_ns)
+
+    def wasted(self, row: RequestRow, waste: str, joules: float, now_ns: int) -> None:
+        """So much of a settled request's output was lost, perhaps before it is `finished`; nothing, where it was not lost in this way."""
+        add_to(self._group(row.record.model, row.record.arm).wasted_j, {waste: joules})
+        if joules > 0:
+            key = key_of(row.engine, row.engine_started_ns, row.number)
+            known = self._requests[key].told if key in self._requests else self._early.get(key, {})
+            lost = known.get("waste_j")
+            self._tell(key, {"waste_j": {**(lost if isinstance(lost, dict) else {}), waste: joules}}, now_ns)
 
     def looked_after(self, sensors: Mapping[str, Sensor], sampling: Sampling) -> None:
         """How well the counters are read, now and then."""
@@ -266,6 +271,15 @@ class Live:
             "running": [each._asdict() for each in running],
             "requests": [line.told for line in self._requests.values() if line.changed_ns >= since_ns],
         }
+
+    def _tell(self, key: str, news: Mapping[str, object], now_ns: int) -> None:
+        line = self._requests.get(key)
+        if line is not None:
+            self._requests[key] = replace(line, changed_ns=now_ns, told={**line.told, **news})
+            return
+        self._early[key] = {**self._early.get(key, {}), **news}
+        if len(self._early) > KEPT_REQUESTS:
+            self._early.popitem(last=False)
 
     def _gpu(self, board: Board, now_ns: int, since_ns: int) -> dict[str, object]:
         trace = self._traces[board.gpu_uuid]
@@ -303,6 +317,7 @@ class Live:
             **group.sums,
             **per_token(group.sums),
             "eta": bound(group.found),
+            "wasted_j": dict(group.wasted_j),
             "source": weakest(frozenset(group.sources)) if group.sources else None,
         }
 

@@ -62,6 +62,51 @@ def test_figures_are_those_of_the_snapshot_with_their_source() -> None:
     assert all(rest.startswith(" simulated") for rest in of_energy)
 
 
+def test_what_was_wasted_stands_beside_what_it_was_wasted_by() -> None:
+    live = busy()
+    live.wasted(row(1), "truncated", 1.5, 20 * SECOND)
+    live.wasted(row(1), "draft", 0.25, 20 * SECOND)
+    text = text_of(top.Dashboard(snapshot(live)))
+    assert re.search(r"wasted J simulated", text)
+    assert len(re.findall(r"1\.75 truncated", text)) == 2, "of the arm, and of the request"
+    assert "1.75" not in text_of(top.Dashboard(snapshot(busy())))
+
+
+def test_a_balance_that_does_not_close_is_said() -> None:
+    live = busy()
+    assert "differ" not in text_of(top.Dashboard(snapshot(live)))
+    live.settle(Balance("GPU-0", 1, 2, 10.0, 14.5, 0.0, 0.0, {}), "simulated")
+    assert "they differ by -4.50" in " ".join(text_of(top.Dashboard(snapshot(live))).split())
+
+
+def test_power_that_was_not_told_is_a_gap_and_what_was_not_to_be_trusted_a_question() -> None:
+    board = top.Dashboard(snapshot(busy()))
+    later = snapshot(busy())
+    [gpu] = later["gpus"]
+    gpu["trace"]["start_s"] += 12.0
+    gpu["trace"]["watts"][1] = None
+    board.take(later)
+    line = text_of(board)
+    assert re.search(r"█ {8,}█\?█", line), line
+
+
+def test_power_and_requests_of_another_boot_are_forgotten() -> None:
+    board = top.Dashboard(snapshot(busy(), 20 * SECOND))
+    after = Live([SIMULATED], (), "0.1.0", SECOND, 1e9)
+    board.take(json.loads(json.dumps(after.snapshot(2 * SECOND, 1e9, since_ns=0))))
+    text = text_of(board)
+    assert "chatcmpl-1" not in text
+    assert "nothing read yet" in text
+
+
+def test_a_name_can_not_command_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    told = snapshot(busy())
+    told["engines"][0]["model"] = "\x1b]0;title\x07\x9b2J"
+    with telling(b"data: " + json.dumps(told).encode() + b"\n\n") as url:
+        assert top.run(url=url, once=True, as_json=False) == 0
+    assert "?]0;title??2J (engine-0)" in capsys.readouterr().out
+
+
 def test_what_is_not_known_is_a_dash_and_never_zero() -> None:
     empty = Live([SIMULATED], (), "0.1.0", 10 * SECOND, 1e9)
     text = text_of(top.Dashboard(json.loads(json.dumps(empty.snapshot(20 * SECOND, 1e9, since_ns=0)))))

@@ -88,6 +88,10 @@ export class PowerChart {
   /** `view`: {now_s, wall_ms (of now_s), step_s, boards: [{name, watts: Map}], requests, source, hue(request)} */
   draw(view) {
     this.#last = view;
+    if (this.#cursor !== null && this.#cursor < view.now_s - SHOWN_S) { // it has left the picture
+      this.#cursor = null;
+      this.readout.replaceChildren();
+    }
     const width = Math.max(this.holder.clientWidth, 200);
     const start_s = view.now_s - SHOWN_S;
     const x = (t_s) => LEFT + ((t_s - start_s) / SHOWN_S) * (width - LEFT - RIGHT);

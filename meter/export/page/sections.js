@@ -2,9 +2,10 @@
 
 import { bar } from "./charts.js";
 import { refresh, table } from "./tables.js";
-import { CAUSES, TERMS, boardName, element, joules, missing, number, percent, reason, share, span, time, unit } from "./words.js";
+import { CAUSES, TERMS, WASTE_MEANINGS, boardName, element, joules, missing, number, percent, reason, share, span, time, unit } from "./words.js";
 
 const SHOWN_REQUESTS = 12;
+const WASTES = ["abandoned", "retry", "truncated", "draft"];
 const CATEGORIES = ["preamble", "restatement", "hedge", "meta", "repetition", "closing", "junk", "unspecified"];
 
 /** A value, or a dash with its reason. */
@@ -47,7 +48,7 @@ export function figures(holder, snapshot, lost) {
     perToken("Prompt", now.prompt_j_per_token, now.prompt_wh_per_token, now.prompt_reason),
     figure("η, lenient", eta === null ? missing(eta_code) : ["≤ ", share(eta.lenient_at_most)], "of the output", null, eta === null ? [reason(eta_code)] : [
       `${share(eta.low)} to ${share(eta.lenient_at_most)}; ${percent(eta.unclassified)} not classified`,
-      `reliability ${eta.reliability === null ? "– (not known for this method)" : share(eta.reliability)}, ${over}`,
+      `reliability ${eta.reliability === null ? "–, not audited yet" : share(eta.reliability)}${eta.reliable === false ? ": UNRELIABLE by audits" : ""}, ${over}`,
     ]),
     figure("Requests", lost ? missing("no_connection") : String(running), "running", null, [`${finished.toLocaleString("en-US")} settled since the meter began`]),
   ];
@@ -87,6 +88,14 @@ export function legend(holder, names) {
   refresh(holder, names, () => names.map(([name, hue]) => element("li", {}, swatch(name, hue))));
 }
 
+/** Joules of answers that were lost whatever they say, by what became of them. */
+function wasted(by_waste) {
+  const lost = WASTES.filter((waste) => by_waste[waste] > 0);
+  if (!lost.length) return "0";
+  const words = lost.map((waste) => element("span", { class: "waste", title: WASTE_MEANINGS[waste] }, `${waste} ${joules(by_waste[waste])}`));
+  return element("span", { class: "wastes" }, ...words);
+}
+
 function slackLegend(etas) {
   const seen = CATEGORIES.filter((name) => etas.some((eta) => eta?.slack[name] > 0));
   if (!seen.length) return null;
@@ -107,6 +116,7 @@ export function arms(holder, snapshot, hue) {
       { name: "Output tokens", unit: "per request" },
       { name: "η ≤" },
       { name: "Slack", unit: "of output", text: true },
+      { name: "Wasted", unit: unit("J", source), text: true },
     ];
     const rows = snapshot.arms.map((arm) => [
       swatch(models ? `${arm.arm} · ${arm.model}` : arm.arm, hue(arm)),
@@ -117,6 +127,7 @@ export function arms(holder, snapshot, hue) {
       arm.requests ? number(arm.output_tokens / arm.requests) : missing("none_settled_yet"),
       known(arm.eta, (eta) => share(eta.lenient_at_most), "none_classified_yet"),
       slack(arm.eta, "none_classified_yet"),
+      arm.requests ? wasted(arm.wasted_j) : missing("none_settled_yet"),
     ]);
     return [table("Arms side by side", columns, rows), slackLegend(snapshot.arms.map((arm) => arm.eta))].filter(Boolean);
   });
@@ -124,7 +135,7 @@ export function arms(holder, snapshot, hue) {
 
 export function balance(holder, snapshot) {
   const told = snapshot.balance;
-  refresh(holder, told, () => {
+  refresh(holder, [told, snapshot.arms.map((arm) => arm.wasted_j)], () => {
     if (told.source === null) return element("p", { class: "empty" }, "No interval has been settled yet: the meter waits for an engine.");
     const causes = Object.entries(told.unattributed_j).map(([cause, value]) => ({ key: cause, value, hue: "lost" }));
     const parts = [
@@ -136,6 +147,8 @@ export function balance(holder, snapshot) {
     const name_of_unit = unit("J", told.source);
     const rows = parts.map((part) => [swatch(part.name, part.hue), joules(part.value), told.measured_j > 0 ? percent(part.value / told.measured_j) : missing("no_energy_yet")]);
     const close = Math.abs(told.residual_j) <= 1e-6 * Math.max(told.measured_j, 1);
+    const wastes = WASTES.map((waste) => [waste, snapshot.arms.reduce((sum, arm) => sum + (arm.wasted_j[waste] ?? 0), 0)]);
+    const wasted_j = wastes.reduce((sum, [, value]) => sum + value, 0);
     return [
       bar(
         parts.map((part) => ({ ...part, told: `${joules(part.value)} ${name_of_unit}` })),
@@ -148,6 +161,12 @@ export function balance(holder, snapshot) {
         { class: close ? "sum" : "sum wrong" },
         `Together ${joules(told.measured_j - told.residual_j)} ${name_of_unit}; the counter says ${joules(told.measured_j)} ${name_of_unit}. `,
         close ? "They agree." : `They differ by ${number(told.residual_j)} ${name_of_unit}.`,
+      ),
+      element(
+        "p",
+        { class: "sum" },
+        `Wasted of what requests took: ${joules(wasted_j)} ${name_of_unit}`,
+        wasted_j > 0 ? ` (${wastes.filter(([, value]) => value > 0).map(([waste, value]) => `${waste} ${joules(value)}`).join(", ")}).` : ".",
       ),
     ];
   });
@@ -170,6 +189,7 @@ export function requests(holder, note, latest, snapshot, hue, wall) {
       { name: "Output", unit: unit("µWh/token", source) },
       { name: "η ≤" },
       { name: "Slack", unit: "of output", text: true },
+      { name: "Wasted", unit: unit("J", source), text: true },
     ];
     const rows = shown.map((request) => [
       request.id === null ? missing("server_told_no_id") : element("code", { title: request.id }, short(request.id)),
@@ -182,6 +202,7 @@ export function requests(holder, note, latest, snapshot, hue, wall) {
       known(request.output_wh_per_token, (wh) => number(1e6 * wh), request.energy_reason ?? "a_single_token"),
       known(request.eta, (eta) => share(eta.lenient_at_most), request.eta_reason),
       slack(request.eta, request.eta_reason),
+      request.energy_reason === null ? wasted(request.waste_j) : missing(request.energy_reason),
     ]);
     return [table("Latest requests", columns, rows), slackLegend(shown.map((request) => request.eta))].filter(Boolean);
   });

@@ -35,6 +35,13 @@ export const CAUSES = {
   implausible: "unattributed: not to be believed",
 };
 
+export const WASTE_MEANINGS = {
+  abandoned: "nobody waited for the answer",
+  retry: "its user had the answer made anew",
+  truncated: "the length limit cut the answer off",
+  draft: "drafted tokens that were rejected",
+};
+
 export const TERMS = {
   p0_w: "power with nothing running",
   c_j: "per step",

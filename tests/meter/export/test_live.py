@@ -133,6 +133,34 @@ def test_a_request_is_told_with_its_public_id_and_never_with_its_receipt() -> No
     assert snapshot["arms"][0]["requests"] == 1
 
 
+def test_wasted_joules_are_told_by_what_became_of_the_answer_whenever_that_is_known() -> None:
+    of = live()
+    of.wasted(row(1), "truncated", 1.5, 19 * SECOND)
+    of.wasted(row(1), "retry", 0.0, 19 * SECOND)
+    of.finished(row(1), "chatcmpl-1", "text_not_told", 20 * SECOND)
+    of.finished(row(2), "chatcmpl-2", "text_not_told", 20 * SECOND)
+    assert [request["waste_j"] for request in told(of)["requests"]] == [{"truncated": 1.5}, {}]
+    of.wasted(row(1), "draft", 0.25, 21 * SECOND)
+    of.wasted(row(2), "retry", 2.0, 30 * SECOND)
+    assert [request["waste_j"] for request in told(of)["requests"]] == [
+        {"truncated": 1.5, "draft": 0.25},
+        {"retry": 2.0},
+    ]
+    assert [request["id"] for request in told(of, since_ns=25 * SECOND)["requests"]] == ["chatcmpl-2"]
+    [arm] = told(of)["arms"]
+    assert arm["wasted_j"] == {"truncated": 1.5, "retry": 2.0, "draft": 0.25}
+
+
+def test_what_is_known_early_stays_beside_what_is_known_earlier() -> None:
+    of = live()
+    of.wasted(row(1), "truncated", 1.5, 19 * SECOND)
+    of.classified(row(1), reading(), 19 * SECOND)
+    of.finished(row(1), "chatcmpl-1", "not_classified_yet", 20 * SECOND)
+    [request] = told(of)["requests"]
+    assert request["waste_j"] == {"truncated": 1.5}
+    assert request["eta"]["slack"] == {"preamble": 0.25}
+
+
 @pytest.mark.parametrize("name", ["<b>", "a b", "", "-x", "x" * 200, "Zoë", 'a"b'])
 def test_an_id_that_a_client_made_up_of_anything_is_not_told(name: str) -> None:
     of = live()
