@@ -26,6 +26,7 @@ import weakref
 import zlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 
@@ -90,6 +91,8 @@ _JSON_LENGTH = struct.Struct("<I")
 _JSON_OFFSET = 128
 _FRAME = struct.Struct("<IIIB3x")  # length with frame and padding, CRC-32 of what follows it, sequence, kind
 _ALIGNMENT = 16
+_ZEROS = bytes(_ALIGNMENT)
+_LAST_SEQUENCE = 0xFFFFFFFF
 _LONGEST_ID_BYTES = 4096
 
 
@@ -166,9 +169,8 @@ class RingWriter:
         """Give a request the number that stands for it in rows. Its id is written with the next dispatch."""
         number = self._next_number
         self._next_number += 1
-        name = request_id.encode(errors="replace")[
-            -_LONGEST_ID_BYTES:
-        ]  # its end is etameter's, and the client's its beginning
+        # Its end is etameter's, and the client's its beginning.
+        name = request_id.encode("utf-8", "replace")[-_LONGEST_ID_BYTES:]
         self._known[number] = INTRODUCTION.pack(number, prompt_tokens, arrival_ns, len(name)) + name
         self._new[number] = None
         return number
@@ -233,12 +235,23 @@ class RingWriter:
 
     def finish(self, number: int, t_ns: int, output_tokens: int, reason: str) -> None:
         """The request left the engine, having produced `output_tokens`."""
-        text = reason.encode(errors="replace")[:64]
-        if number in self._new:  # it never ran: nobody has been told its id, and nobody needs it
-            del self._new[number]
-        else:
-            self._append(FINISH, FINISH_HEAD.pack(number, output_tokens, t_ns, len(text)) + text)
-        self._known.pop(number, None)
+        self.finish_all(t_ns, [(number, output_tokens, reason)])
+
+    def finish_all(self, t_ns: int, ends: Sequence[tuple[int, int, str]]) -> None:
+        """These requests left the engine at once: number, output tokens and reason of each."""
+        framed: list[bytes] = []
+        sequence = self._sequence
+        for number, output_tokens, reason in ends:
+            self._known.pop(number, None)
+            if number in self._new:  # it never ran: nobody has been told its id, and nobody needs it
+                del self._new[number]
+                continue
+            text, length, padding = _reason_text(reason)
+            payload = FINISH_HEAD.pack(number, output_tokens, t_ns, len(text)) + text
+            framed += (_FRAME.pack(length, zlib.crc32(payload), sequence & _LAST_SEQUENCE, FINISH), payload, padding)
+            sequence += 1
+        if framed:
+            self._write(b"".join(framed), sequence - self._sequence)
 
     def close(self) -> None:
         """Unmap the file and give up its lock; it stays for its readers."""
@@ -247,7 +260,13 @@ class RingWriter:
 
     def _append(self, kind: int, payload: bytes, *, is_keyframe: bool = False) -> None:
         size = _FRAME.size + len(payload)
-        length = (size + _ALIGNMENT - 1) // _ALIGNMENT * _ALIGNMENT
+        padding = -size % _ALIGNMENT
+        frame = _FRAME.pack(size + padding, zlib.crc32(payload), self._sequence, kind)
+        self._write(frame + payload + _ZEROS[:padding], 1, is_keyframe)
+
+    def _write(self, framed: bytes, records: int, is_keyframe: bool = False) -> None:  # noqa: FBT001, FBT002  # called for every record
+        """So many records, in one piece."""
+        length = len(framed)
         at = self._committed % self._capacity
         if length * 2 > self._capacity:
             raise ValueError(
@@ -262,9 +281,8 @@ class RingWriter:
             self._keyframes += 1
         end = self._committed + length
         self._words[_RESERVED_WORD] = end
-        frame = _FRAME.pack(length, zlib.crc32(payload), self._sequence, kind)
-        self._map[HEADER_BYTES + at : HEADER_BYTES + at + size] = frame + payload
-        self._sequence = (self._sequence + 1) & 0xFFFFFFFF
+        self._map[HEADER_BYTES + at : HEADER_BYTES + at + length] = framed
+        self._sequence = (self._sequence + records) & _LAST_SEQUENCE
         self._committed = end
         self._words[_COMMITTED_WORD] = end
 
@@ -275,6 +293,15 @@ class RingWriter:
         self._map[at : at + _FRAME.size] = _FRAME.pack(room, zlib.crc32(b""), self._sequence, PADDING)
         self._committed += room
         self._words[_COMMITTED_WORD] = self._committed
+
+
+@lru_cache(maxsize=64)
+def _reason_text(reason: str) -> tuple[bytes, int, bytes]:
+    """As bytes, with the length of its record and what fills that up."""
+    text = reason.encode("utf-8", "replace")[:64]
+    size = _FRAME.size + FINISH_HEAD.size + len(text)
+    padding = -size % _ALIGNMENT
+    return text, size + padding, bytes(padding)
 
 
 def _create(path: Path, size: int, about: bytes, capacity: int) -> mmap.mmap:

@@ -15,7 +15,7 @@ import os
 import re
 import struct
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,8 @@ def _metered(base: Any) -> Any:
         def __init__(self, *args: Any, **arguments: Any) -> None:
             super().__init__(*args, **arguments)
             self._steps: StepWriter | None = None
+            self._leaving: list[Any] | None = None
+            """Requests that finish while outputs are looked through; None at other times."""
             self._note(self._begin)
 
         def _begin(self) -> None:
@@ -79,7 +81,7 @@ def _metered(base: Any) -> Any:
         def add_request(self, request: Any) -> None:
             super().add_request(request)
             if self._steps is not None:
-                self._note(self._steps.added, request, time.monotonic_ns())
+                self._steps.arrived.append((request, time.monotonic_ns()))
 
         def schedule(self, *args: Any, **arguments: Any) -> Any:
             output = super().schedule(*args, **arguments)
@@ -92,12 +94,21 @@ def _metered(base: Any) -> Any:
             t_ns = time.monotonic_ns()
             if self._steps is not None:  # before vLLM trims what was sampled
                 self._note(self._steps.done, scheduler_output, model_runner_output, t_ns)
-            return super().update_from_output(scheduler_output, model_runner_output)
+            leaving: list[Any] = []
+            self._leaving = leaving
+            try:
+                return super().update_from_output(scheduler_output, model_runner_output)
+            finally:
+                self._leaving = None
+                if leaving and self._steps is not None:
+                    self._note(self._steps.finished, leaving, time.monotonic_ns())
 
         def _free_request(self, request: Any, *args: Any, **arguments: Any) -> Any:
             # The one place that every finished request passes, whether it stopped by itself or was aborted.
-            if self._steps is not None:
-                self._note(self._steps.finished, request, time.monotonic_ns())
+            if self._leaving is not None:
+                self._leaving.append(request)
+            elif self._steps is not None:
+                self._note(self._steps.finished, (request,), time.monotonic_ns())
             return super()._free_request(request, *args, **arguments)
 
         def shutdown(self) -> None:
@@ -145,6 +156,8 @@ class StepWriter:
     def __init__(self, ring: RingWriter) -> None:
         self.ring = ring
         self._tracked: dict[str, _Tracked] = {}
+        self.arrived: list[tuple[Any, int]] = []
+        """Requests that have come to the scheduler since the last step, and when. A session that streams its input comes once for each part."""
         self._in_flight: dict[int, int] = {}  # id() of a scheduler output that waits for its results → step id
         self._next_step = 0
         self._ids: list[str] = []
@@ -157,19 +170,12 @@ class StepWriter:
         self._unsure = False
         """Drafts were verified, or rejected: where requests stand has to be told of all of them."""
 
-    def added(self, request: Any, t_ns: int) -> None:
-        """A request has come to the scheduler. (A session that streams its input comes once for each part.)"""
-        request_id = request.request_id
-        if request_id not in self._tracked:
-            lora_id = request.lora_request.lora_int_id if request.lora_request else 0
-            number = self.ring.open_request(request_id, request.num_prompt_tokens, t_ns)
-            self._tracked[request_id] = _Tracked(number, lora_id, request.num_prompt_tokens)
-
     def dispatched(self, output: Any, requests: Mapping[str, Any], t_ns: int) -> None:
         """The step of `output` begins. `requests` have been advanced by it, as `schedule()` leaves them."""
         step_id = self._next_step
         self._next_step = step_id + 1
         self._in_flight[id(output)] = step_id
+        self._take_in()
         ids = list(output.num_scheduled_tokens)
         # Preempted ones are new again, or resumed; a session whose prompt has grown is new again, too.
         begun = [new.req_id for new in output.scheduled_new_reqs]
@@ -193,11 +199,23 @@ class StepWriter:
             self.ring.dispatch(step_id, t_ns, rows)
         self._unsure = bool(drafted)
 
+    def _take_in(self) -> None:
+        """Give numbers to the requests that have come."""
+        for request, arrived_ns in self.arrived:
+            request_id, prompt_tokens, lora = request.request_id, request.num_prompt_tokens, request.lora_request
+            if request_id not in self._tracked:
+                number = self.ring.open_request(request_id, prompt_tokens, arrived_ns)
+                self._tracked[request_id] = _Tracked(number, lora.lora_int_id if lora else 0, prompt_tokens)
+        self.arrived.clear()
+
     def _change(self, begun: Sequence[str], ids: list[str], last_step: int) -> tuple[list[int], Sequence[str]]:
         """Part with requests of the last step, and take in those that begin. Numbers of the former, ids of the latter."""
         running, tracked = self._running, self._tracked
-        leaving = [request_id for request_id in dict.fromkeys((*self._ended, *begun)) if request_id in running]
-        gone = [_left(running.pop(request_id), last_step) for request_id in leaving]
+        gone = []
+        for request_id in (*self._ended, *begun):
+            state = running.pop(request_id, None)
+            if state is not None:
+                gone.append(_left(state, last_step))
         self._ended = []
         self._ids = ids
         if ids == [*running, *begun]:
@@ -223,28 +241,30 @@ class StepWriter:
 
     def _rows(self, output: Any, requests: Mapping[str, Any], told: Sequence[str], step_id: int) -> list[Row]:
         """A row for each of `told`, which have part in the step."""
-        tracked, scheduled = self._tracked, output.num_scheduled_tokens
+        running, scheduled = self._running, output.num_scheduled_tokens
         drafted, encoded = output.scheduled_spec_decode_tokens, output.scheduled_encoder_inputs
-        for new in output.scheduled_new_reqs:
-            state = tracked[new.req_id]
-            state.prefill_end = max(state.prefill_end, requests[new.req_id].num_prompt_tokens)
         rows: list[Row] = []
         partial = set()
         for request_id in told:
-            request, state, tokens = requests[request_id], tracked[request_id], scheduled[request_id]
-            start = request.num_computed_tokens - tokens
+            request, state, tokens = requests[request_id], running[request_id], scheduled[request_id]
+            end = request.num_computed_tokens
+            start = end - tokens
             state.told = step_id
-            if start < state.prefill_end or request.num_preemptions != state.preemptions or drafted:
-                drafts = len(drafted.get(request_id, ()))
-                encoder = (
-                    sum(request.get_num_encoder_embeds(i) for i in encoded[request_id]) if request_id in encoded else 0
-                )
-                rows.append(_row(state, request, start, tokens - drafts, drafts, encoder))
-                if start + tokens < state.prefill_end:
-                    partial.add(request_id)
-            else:
+            state.prefill_end = max(state.prefill_end, request.num_prompt_tokens)  # a session's prompt grows
+            if drafted or request.num_preemptions != state.preemptions:
+                rows.append(_row(state, request, start, tokens, output))
+            elif start >= state.prefill_end:
                 rows.append((state.number, 0, tokens, 0, 0, 0, 0, start, state.lora_id))
-                state.furthest = start + tokens
+                state.furthest = end
+                continue
+            elif end <= state.prefill_end and start >= state.recompute_end and not encoded:
+                cached = start if state.furthest < 0 else 0
+                rows.append((state.number, tokens, 0, cached, 0, 0, 0, start, state.lora_id))
+                state.furthest = end
+            else:
+                rows.append(_row(state, request, start, tokens, output))
+            if end < state.prefill_end:
+                partial.add(request_id)
         self._partial = partial
         return rows
 
@@ -265,12 +285,17 @@ class StepWriter:
             accepted.append((state.number, kept))
         self.ring.done(step_id, t_ns, accepted)
 
-    def finished(self, request: Any, t_ns: int) -> None:
-        """The request leaves the scheduler. Its last step may be on the GPU still."""
-        state = self._tracked.pop(request.request_id, None)
-        if state is not None:
-            self._ended.append(request.request_id)
-            self.ring.finish(state.number, t_ns, request.num_output_tokens, str(request.get_finished_reason()))
+    def finished(self, requests: Iterable[Any], t_ns: int) -> None:
+        """These requests leave the scheduler. Their last step may be on the GPU still."""
+        self._take_in()
+        ends = []
+        for request in requests:
+            request_id = request.request_id
+            state = self._tracked.pop(request_id, None)
+            if state is not None:
+                self._ended.append(request_id)
+                ends.append((state.number, request.num_output_tokens, str(request.get_finished_reason())))
+        self.ring.finish_all(t_ns, ends)
 
 
 def _left(state: _Tracked, last_step: int) -> int:
@@ -281,8 +306,11 @@ def _left(state: _Tracked, last_step: int) -> int:
     return state.number
 
 
-def _row(state: _Tracked, request: Any, start: int, tokens: int, drafts: int, encoder: int) -> Row:
-    """A step that is not one of plain decoding. `tokens` are those that are not speculated."""
+def _row(state: _Tracked, request: Any, start: int, tokens: int, output: Any) -> Row:
+    """What the step of `output` computes of a request, in any case: `tokens` from `start` on."""
+    drafts = len(output.scheduled_spec_decode_tokens.get(request.request_id, ()))
+    encoder = sum(map(request.get_num_encoder_embeds, output.scheduled_encoder_inputs.get(request.request_id, ())))
+    tokens -= drafts
     if request.num_preemptions != state.preemptions:
         state.preemptions = request.num_preemptions
         # The last sampled token has not been computed yet. Drafts under way may have let `furthest` run ahead.

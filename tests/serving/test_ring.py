@@ -74,6 +74,24 @@ def test_a_reader_that_keeps_up_loses_nothing_over_any_number_of_wraps(
     assert (reader.lost_records, reader.torn_records) == (0, 0)
 
 
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=60))
+def test_requests_that_end_together_are_told_one_by_one_over_any_number_of_wraps(
+    tmp_path_factory: pytest.TempPathFactory, together: list[int]
+) -> None:
+    path = tmp_path_factory.mktemp("ring") / "ring"
+    ring, seen, expected = writer(path, capacity_bytes=8192), [], []
+    reader = RingReader(path)
+    for t_ns, count in enumerate(together):
+        ends = [(number, number + 7, "a" * (number % 20)) for number in range(count)]
+        ring.finish_all(t_ns, ends)
+        ring.done(t_ns, t_ns)
+        expected += [*(Finish(number, t_ns, tokens, reason) for number, tokens, reason in ends), Done(t_ns, t_ns)]
+        seen += reader.poll()
+    assert seen == expected
+    ring.finish_all(0, [(ring.open_request("never ran", 1, 1), 0, "abort")])
+    assert reader.poll() == []
+
+
 def test_an_overrun_is_counted_and_reading_goes_on(tmp_path: Path) -> None:
     ring = writer(tmp_path / "ring", capacity_bytes=4096)
     reader = RingReader(tmp_path / "ring")

@@ -1,5 +1,6 @@
 """What the hook makes of vLLM's scheduler outputs, for the cases that no engine on CPU runs. Real engines: test_scheduler.py."""
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from etameter.serving import scheduler
 from etameter.serving.ring import Dispatch, Done, Finish, RingReader, RingWriter
 from etameter.serving.scheduler import StepWriter
 
@@ -44,7 +46,7 @@ class Engine:
     def add(self, *arguments: Any) -> Request:
         request = Request(*arguments)
         self.requests[request.request_id] = request
-        self.writer.added(request, 1)
+        self.writer.arrived.append((request, 1))
         return request
 
     def step(
@@ -168,7 +170,7 @@ def test_a_session_whose_prompt_grows(engine: Engine) -> None:
     request = engine.add("a", 10)
     engine.step({"a": 10}, new=["a"])
     engine.step({"a": 1})
-    engine.writer.added(request, 1)  # the next part of its input: the same request
+    engine.writer.arrived.append((request, 1))  # the next part of its input: the same request
     request.num_prompt_tokens = request.num_tokens = 31
     engine.step({"a": 20}, new=["a"])
     assert engine.rows() == [
@@ -181,14 +183,14 @@ def test_a_session_whose_prompt_grows(engine: Engine) -> None:
 def test_aborted_while_its_step_is_on_the_gpu(engine: Engine) -> None:
     request = engine.add("a", 10)
     output = engine.step({"a": 12}, drafts={"a": 2})
-    engine.writer.finished(request, 3)
+    engine.writer.finished([request], 3)
     engine.writer.done(output, SimpleNamespace(sampled_token_ids=[[5, 6]], req_id_to_index={"a": 0}), 4)
     engine.writer.done(output, None, 5)  # what was never scheduled, or is done already, is no step
     assert engine.reader.poll()[1:] == [Finish(0, 3, 0, "stop"), Done(0, 4)]
 
 
 def test_aborted_before_it_ran(engine: Engine) -> None:
-    engine.writer.finished(engine.add("a", 10), 3)
+    engine.writer.finished([engine.add("a", 10)], 3)
     assert engine.reader.poll() == []
 
 
@@ -239,7 +241,7 @@ def test_steps_told_by_changes_say_what_they_would_say_whole(tmp_path_factory: A
                 del alive[name]
                 waiting.discard(name)
                 for each in engines:
-                    each.writer.finished(each.requests.pop(name), 3)
+                    each.writer.finished([each.requests.pop(name)], 3)
     told, whole = ([r for r in each.reader.poll() if isinstance(r, Dispatch)] for each in engines)
     assert [sorted(map(tuple, r.rows.tolist())) for r in told] == [sorted(map(tuple, r.rows.tolist())) for r in whole]
 
@@ -254,3 +256,58 @@ def test_steady_decode_is_told_in_as_many_bytes_whatever_the_batch(engine: Engin
         engine.step(dict.fromkeys(names, 1))
     assert engine.writer.ring._committed - before == 10 * 48
     assert engine.rows()[-1] == (299, 0, 1, 0, 0, 0, 0, 14, 0)
+
+
+class Base:
+    """As much of vLLM's scheduler as the hook wraps: a request ends when its output comes, or by an abort."""
+
+    def __init__(self, vllm_config: Any) -> None:
+        self.vllm_config = vllm_config
+        self.requests: dict[str, Request] = {}
+
+    def add_request(self, request: Request) -> None:
+        self.requests[request.request_id] = request
+
+    def schedule(self) -> Any:
+        for request in self.requests.values():
+            request.num_computed_tokens += 10
+        tokens = dict.fromkeys(self.requests, 10)
+        return SimpleNamespace(
+            num_scheduled_tokens=tokens,
+            total_num_scheduled_tokens=sum(tokens.values()),
+            scheduled_new_reqs=[SimpleNamespace(req_id=each) for each in tokens],
+            scheduled_cached_reqs=SimpleNamespace(resumed_req_ids=set()),
+            scheduled_spec_decode_tokens={},
+            scheduled_encoder_inputs={},
+        )
+
+    def update_from_output(self, output: Any, fails: bool) -> None:
+        for request_id in output.num_scheduled_tokens:
+            self.requests[request_id].num_output_tokens += 1
+            self._free_request(self.requests.pop(request_id), delay_free_blocks=False)
+        if fails:
+            raise RuntimeError("the engine fails")
+
+    def _free_request(self, request: Request, delay_free_blocks: bool = False) -> None:
+        assert not delay_free_blocks
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_all_that_end_are_told_whether_they_stop_or_are_aborted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    ring = RingWriter(tmp_path / "ring", engine="e", model="m", dtype="bfloat16")
+    monkeypatch.setattr(scheduler, "open_ring", lambda _: ring)
+    one = scheduler._metered(Base)(SimpleNamespace(scheduler_config=SimpleNamespace(async_scheduling=False)))
+    for name in ("a", "b"):
+        one.add_request(Request(name, 10))
+    output = one.schedule()
+    with pytest.raises(RuntimeError) if fails else contextlib.nullcontext():
+        one.update_from_output(output, fails)
+    aborted = Request("c", 10)
+    one.add_request(aborted)
+    one.schedule()
+    one._free_request(aborted)
+    ends = [each for each in RingReader(tmp_path / "ring").poll() if isinstance(each, Finish)]
+    assert [(end.number, end.output_tokens) for end in ends] == [(0, 1), (1, 1), (2, 0)]
+    assert ends[0].t_ns == ends[1].t_ns < ends[2].t_ns
