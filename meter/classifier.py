@@ -14,10 +14,12 @@ from typing import Any, Final, Protocol, TypeVar
 from etameter.backlog import Backlog
 from etameter.ledger import RequestRow
 from etameter.slack import fast
-from etameter.slack.fast import Labelled
-from etameter.slack.reading import BUSY, FAILED, NO_TEXT, TOO_LONG, Classify, Reading, read
+from etameter.slack.deep import fuse
+from etameter.slack.labels import Label
+from etameter.slack.reading import BUSY, FAILED, NO_TEXT, TOO_LONG, Classify, Reading, judged, read
+from etameter.slack.segment import segment
 from etameter.slack.tokenizer import offsets_of, tokenizer_of
-from etameter.slack.tokens import Counted, by_length, by_offsets, by_pieces
+from etameter.slack.tokens import Counted, Spanned, by_length, by_offsets, by_pieces
 
 logger = logging.getLogger("etameter")
 
@@ -135,6 +137,16 @@ class Classifier:
             else:
                 _remember(self._found, forgotten, NOT_TOLD, REMEMBERED)
 
+    async def judged(
+        self, receipt_id: str, message: Mapping[str, Any], forwards: Mapping[int, Label], backwards: Mapping[int, Label]
+    ) -> Reading | None:
+        """What a judge's two labels of each span come to, by number of the span; `message` is what was told of the one choice of the response."""
+        assert self._thread is not None
+        responses = _texts(message.get("responses"))
+        count = self._counting(message, responses)
+        work = self._thread.submit(deep, receipt_id, responses[0], forwards, backwards, count)
+        return await asyncio.wrap_future(work)
+
     def stop(self) -> None:
         """What waits is dropped."""
         if self._thread is not None:
@@ -186,6 +198,14 @@ def by_time(rows: Sequence[RequestRow], found: Reading) -> Reading:
     return found.over(rows[0].curve, rows[0].record.output_tokens)
 
 
+def deep(
+    receipt_id: str, response: str, forwards: Mapping[int, Label], backwards: Mapping[int, Label], count: "_Counting"
+) -> Reading | None:
+    """As `Classifier.judged`."""
+    spans = fuse(segment(response), forwards, backwards)
+    return judged(receipt_id, spans, count(0, response, spans))
+
+
 class _Counting:
     """Counts tokens of spans in the classifier's thread: by the tokenizer, else by what the stream brought, else by length."""
 
@@ -193,7 +213,7 @@ class _Counting:
         self._tokenizer = tokenizer
         self._pieces = pieces
 
-    def __call__(self, place: int, response: str, spans: Sequence[Labelled]) -> Counted:
+    def __call__(self, place: int, response: str, spans: Sequence[Spanned]) -> Counted:
         if self._tokenizer is not None and self._tokenizer.exception() is None:
             tokenizer = self._tokenizer.result()
             if tokenizer is not None:

@@ -9,15 +9,18 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from aiohttp import web
 
 from etameter import config
 from etameter.accounts import Accounts, Batch, Device
+from etameter.auditing import Auditing
+from etameter.audits import Audits
 from etameter.carbon import footprint_of
 from etameter.claims import Claims
 from etameter.classifier import Classifier, by_time
@@ -45,6 +48,7 @@ from etameter.host import HostCounters, HostMeter
 from etameter.ledger import Ledger, RequestRow, Resume
 from etameter.locks import hold_lock
 from etameter.neighbours import foreign
+from etameter.readings import Found
 from etameter.recording import Recorder
 from etameter.records import Source, weakest
 from etameter.sampler import Sampler
@@ -150,15 +154,19 @@ class Meter:
         self._classifier = Classifier(
             self._claims, self._receipts.reading, on=settings.meter.classify, tokenizer=self._tokenizer
         )
+        self._audits = Audits(self._metrics, self._classifier, self._receipts)
+        self._auditing = Auditing(settings.eta, self._audits, on=settings.meter.classify)
         self._public_ids = PublicIds()
         self._socket = MiddlewareSocket(
             socket,
             announce=self._announce,
             publish=self._public_ids.publish,
-            told=self._classifier.told,
+            told=self._texts,
             wasted=self._claims.told,
             ready=self._classifier.ready,
             answer=self._figure,
+            audits=self._auditing.take,
+            gone=self._auditing.gone,
         )
         self._boot_id = boot_id()
         self._recording = recording
@@ -295,6 +303,7 @@ class Meter:
                 self._unwritten.append(batch)
                 self._work.set()
                 self._note_residents(engine, batch)
+        self._auditing.tick(sum(engine.accounts.open_requests for engine in self._engines))
 
     def _read_rings(self) -> None:
         now_ns = time.monotonic_ns()
@@ -324,8 +333,9 @@ class Meter:
             batch = self._unwritten[0]
             try:
                 found, wastes = self._classifier.backlog.waiting(), self._claims.backlog.waiting()
+                audited = self._audits.backlog.waiting()
                 rows = batch.requests, batch.resume, time.time(), batch.running
-                await asyncio.to_thread(self._ledger.settle, batch.balances, *rows, found, wastes)
+                await asyncio.to_thread(self._ledger.settle, batch.balances, *rows, [*found, *audited], wastes)
             except sqlite3.Error as error:
                 if self._stopping or len(self._unwritten) > UNWRITTEN_LIMIT:
                     raise EtameterError(
@@ -336,9 +346,11 @@ class Meter:
                 continue
             self._classifier.backlog.written(found)
             self._claims.backlog.written(wastes)
+            self._audits.backlog.written(audited)
             self._count(batch)
             self._unwritten.popleft()
-        self._ledger.note(self._classifier.backlog.waiting(), self._claims.backlog.waiting())
+        last: list[Found] = [*self._classifier.backlog.waiting(), *self._audits.backlog.waiting()]
+        self._ledger.note(last, self._claims.backlog.waiting())
 
     def _count(self, batch: Batch) -> None:
         """Metrics, and what the page shows, move when the ledger has."""
@@ -348,6 +360,8 @@ class Meter:
                 self._metrics.settle(balance, source)
                 for each in increments:
                     self._metrics.increment(batch.model, **asdict(each))
+                    tokens = each.prompt_tokens + each.output_tokens
+                    self._auditing.spent(each.arm, each.prompt_j + each.output_j, tokens)
             settled = [row for row in batch.rows if row.energy.settled]
             self._claims.settled(settled)
             self._classifier.settled(settled)
@@ -359,7 +373,8 @@ class Meter:
     def classified(self, row: RequestRow, reading: Reading) -> None:
         """A settled request of which it is known how much was slack."""
         self._metrics.classified(row, reading)
-        self._display.classified(row, reading)
+        agreement, reliable = self._audits.trust(row.record.model, row.record.arm, "fast")
+        self._display.classified(row, replace(reading, reliability=agreement), reliable=reliable)
 
     def slack(self, row: RequestRow, category: str, tokens: float, joules: float, marginal_joules: float) -> None:
         """So much of a settled request's output was slack of a category, and is counted as no other."""
@@ -394,7 +409,10 @@ class Meter:
             self._metrics.watched(uuid, missed_edges=missed_edges, throttled=throttled[uuid], neighbours=neighbours)
         self._metrics.socket(dropped=self._socket.dropped)
         self._metrics.listeners(dropped=self._events.dropped)
-        self._metrics.backlog(dropped=self._classifier.backlog.dropped + self._claims.backlog.dropped)
+        self._metrics.backlog(
+            dropped=sum(each.backlog.dropped for each in (self._classifier, self._claims, self._audits))
+        )
+        self._audits.look()
         for engine in self._engines:
             costs = engine.accounts.costs()
             for uuid, timeline in engine.accounts.timelines().items():
@@ -414,7 +432,12 @@ class Meter:
         named = {str(header.details.get("tokenizer") or header.model) for header in headers}
         return named.pop() if len(named) == 1 else None
 
+    def _texts(self, receipt_id: str, message: Mapping[str, Any]) -> None:
+        self._classifier.told(receipt_id, message)
+        self._auditing.told(receipt_id, message)
+
     def _announce(self, receipt_id: str, arm: str) -> None:
+        self._auditing.opened(receipt_id, arm)
         for engine in self._engines:  # which of them will run it nobody knows yet
             engine.accounts.announce(receipt_id, arm)
 
@@ -440,8 +463,13 @@ class Meter:
         if not any(is_measured(row) for row in rows.values()):
             return None, NOT_MEASURED
         of = list(rows.values())
-        reading = self._classifier.of(receipt_id)
-        eta = eta_fields(of, reading if isinstance(reading, str) else by_time(of, reading))
+        reading, deep = self._classifier.of(receipt_id), self._audits.of(receipt_id)
+        group = of[0].record.model, of[0].record.arm
+        eta = eta_fields(
+            of, reading if isinstance(reading, str) else by_time(of, reading), self._audits.trust(*group, "fast")
+        )
+        if deep is not None:
+            eta["eta_deep"] = eta_fields(of, by_time(of, deep), self._audits.trust(*group, "deep"))["eta"]
         waste = waste_fields(of, self._claims.of(receipt_id) or self._receipts.waste(receipt_id))
         footprint = footprint_fields(of, self._footprint)
         return energy_object(of, self._kind) | footprint | self._host.of(receipt_id) | eta | waste, None

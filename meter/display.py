@@ -54,9 +54,9 @@ class Display:
         """A request, and what was found in its response or the reason why nothing is known."""
         self._live.finished(row, public_id, found, time.monotonic_ns())
 
-    def classified(self, row: RequestRow, reading: Reading) -> None:
-        """A settled request of which it is known how much was slack."""
-        self._live.classified(row, reading, time.monotonic_ns())
+    def classified(self, row: RequestRow, reading: Reading, *, reliable: bool | None = None) -> None:
+        """A settled request of which it is known how much was slack, and whether audits of its arm allow to rely on that."""
+        self._live.classified(row, reading, time.monotonic_ns(), reliable=reliable)
 
     def wasted(self, row: RequestRow, waste: str, joules: float) -> None:
         """So much of a settled request's output was lost, or nothing."""

@@ -29,7 +29,7 @@ def per_token(sums: Mapping[str, float]) -> dict[str, float | None]:
     }
 
 
-def weighted(row: RequestRow, reading: Reading) -> dict[str, float]:
+def weighted(row: RequestRow, reading: Reading, *, reliable: bool | None = None) -> dict[str, float]:
     """What was found in a response, weighted by its output tokens, so that it can be summed."""
     tokens, output_j = row.record.output_tokens, row.energy.output_j - draft_waste_of(row)
     return {
@@ -40,19 +40,25 @@ def weighted(row: RequestRow, reading: Reading) -> dict[str, float]:
         "unclassified": tokens * reading.unclassified,
         "reliable_tokens": 0 if reading.reliability is None else tokens,
         "reliability": 0.0 if reading.reliability is None else tokens * reading.reliability,
+        "trusted": tokens if reliable else 0,
+        "distrusted": tokens if reliable is False else 0,
         **{_SLACK + category: tokens * share for category, share in reading.slack.items()},
         **{_SLACK_J + category: output_j * reading.spent_on(category)[0] for category in reading.slack},
     }
 
 
 def bound(sums: Mapping[str, float]) -> dict[str, object] | None:
-    """A bound on lenient η over such sums; None without any token. The reliability is that of all responses, or nobody's."""
+    """A bound on lenient η over such sums; None without any token. The reliability is that of all responses, or nobody's.
+
+    One response whose arm audits found unreliable makes the whole unreliable.
+    """
     tokens = sums.get("tokens", 0)
     if not tokens:
         return None
     return {
         **{name: sums[name] / tokens for name in ("lenient_at_most", "low", "unclassified")},
         "reliability": sums["reliability"] / tokens if sums["reliable_tokens"] == tokens else None,
+        "reliable": False if sums["distrusted"] else True if sums["trusted"] == tokens else None,
         "responses": sums["responses"],
         "slack": {n.removeprefix(_SLACK): each / tokens for n, each in sums.items() if n.startswith(_SLACK)},
         "slack_j": {n.removeprefix(_SLACK_J): each for n, each in sums.items() if n.startswith(_SLACK_J)},

@@ -223,9 +223,9 @@ class Live:
         if len(self._requests) > KEPT_REQUESTS:
             self._requests.popitem(last=False)
 
-    def classified(self, row: RequestRow, reading: Reading, now_ns: int) -> None:
+    def classified(self, row: RequestRow, reading: Reading, now_ns: int, *, reliable: bool | None = None) -> None:
         """A settled request of which it is known how much was slack, perhaps before it is `finished`."""
-        amounts = weighted(row, reading)
+        amounts = weighted(row, reading, reliable=reliable)
         add_to(self._group(row.record.model, row.record.arm).found, amounts)
         self._found_now.add(now_ns, amounts)
         self._tell(key_of(row.engine, row.engine_started_ns, row.number), eta_told(reading), now_ns)

@@ -71,10 +71,12 @@ def energy_object(rows: Sequence[RequestRow], counter: str) -> dict[str, object]
     return figure
 
 
-def eta_fields(rows: Sequence[RequestRow], found: Reading | str) -> dict[str, object]:
+def eta_fields(
+    rows: Sequence[RequestRow], found: Reading | str, trust: tuple[float | None, bool | None] = (None, None)
+) -> dict[str, object]:
     """`eta`: what of the response's output was required, or a bound on that, and its tokens and joules by category; null for the reason in `eta_reason`.
 
-    What the method doesn't tell has no key. Joules are those of `output_joules` less `draft_waste_joules`, so that none of these is counted twice.
+    `trust`: how far it agrees with audits, and whether that is enough. What the method doesn't tell has no key. Joules are those of `output_joules` less `draft_waste_joules`, so that none of these is counted twice.
     """
     if isinstance(found, str):
         return {"eta": None, "eta_reason": found}
@@ -92,7 +94,8 @@ def eta_fields(rows: Sequence[RequestRow], found: Reading | str) -> dict[str, ob
             "method": found.method,
             "unit": found.unit,
             "joules_by": "tokens" if found.spent is None else "time",
-            "reliability": found.reliability,
+            "reliability": trust[0],
+            "reliable": trust[1],
             **needs,
             "slack": {category: each for category, each in by_category.items() if category not in NEEDS},
         }

@@ -8,6 +8,7 @@ import socket
 import stat
 import struct
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ LINE_LIMIT_BYTES = 2 << 20
 UNREAD_LIMIT_BYTES = 1 << 20
 """A peer that leaves more answers unread gets no further ones."""
 
+AUDITS = "audits"
+Send = Callable[[Mapping[str, object]], None]
 Answer = tuple[Mapping[str, object] | None, str | None]
 """The figure, or the reason why there is none."""
 
@@ -30,6 +33,7 @@ Answer = tuple[Mapping[str, object] | None, str | None]
 class MiddlewareSocket:
     """Listens on `path`. `announce(receipt_id, arm)`, `publish(receipt_id, public_id)`, `told(receipt_id, texts)` and
     `wasted(receipt_id, waste)` are told of requests, `answer` is asked, once `ready`, which waits for what is known in a moment, lets it.
+    `audits` is told what whoever makes audits says, and how to speak to it; `gone` that it left.
     """
 
     def __init__(
@@ -42,6 +46,8 @@ class MiddlewareSocket:
         wasted: Callable[[str, Waste], None],
         ready: Callable[[str], Awaitable[None] | None],
         answer: Callable[[str], Answer],
+        audits: Callable[[Mapping[str, Any], Send], None],
+        gone: Callable[[Send], None],
     ) -> None:
         self._path = path
         self._announce = announce
@@ -50,6 +56,9 @@ class MiddlewareSocket:
         self._wasted = wasted
         self._ready = ready
         self._answer = answer
+        self._audits = audits
+        self._gone = gone
+        self._auditors: dict[asyncio.StreamWriter, Send] = {}
         self._replies: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
         self._connections: dict[asyncio.StreamWriter, asyncio.Task[None] | None] = {}
@@ -96,13 +105,19 @@ class MiddlewareSocket:
         finally:
             del self._connections[writer]
             writer.transport.abort()
+            if writer in self._auditors:
+                self._gone(self._auditors.pop(writer))
 
     def _take(self, line: bytes, writer: asyncio.StreamWriter) -> None:
         message = _parsed(line)
         if message is None:
             self.dropped += 1
             return
-        receipt_id, kind = message["receipt_id"], message.get("type")
+        kind = message["type"]
+        if kind == AUDITS:
+            self._audits(message, self._auditors.setdefault(writer, partial(self._send, writer)))
+            return
+        receipt_id = message["receipt_id"]
         if kind == "open":
             self._announce(receipt_id, str(message.get("arm")))
         elif kind == "text":
@@ -135,21 +150,25 @@ class MiddlewareSocket:
             "energy": energy,
             "reason": reason,
         }
+        self._send(writer, answer)
+
+    def _send(self, writer: asyncio.StreamWriter, message: Mapping[str, object]) -> None:
         if writer.transport.is_closing() or writer.transport.get_write_buffer_size() > UNREAD_LIMIT_BYTES:
             self.dropped += 1
         else:
-            writer.write(json.dumps(answer, separators=(",", ":")).encode() + b"\n")
+            writer.write(json.dumps(message, separators=(",", ":")).encode() + b"\n")
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
-    """The message of a line, if it is one that names a receipt."""
+    """The message of a line, if it is one that names a receipt, or one of audits."""
     try:
         message = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    words = ("type", "receipt_id")
-    valid = isinstance(message, dict) and all(isinstance(message.get(word), str) for word in words)
-    return message if valid and is_receipt_id(message["receipt_id"]) else None
+    if not isinstance(message, dict) or not isinstance(message.get("type"), str):
+        return None
+    named = message.get("receipt_id")
+    return message if message["type"] == AUDITS or (isinstance(named, str) and is_receipt_id(named)) else None
 
 
 def _same_user(peer: socket.socket) -> bool:

@@ -4,13 +4,14 @@ import asyncio
 import contextlib
 import socket
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from etameter.errors import MeterBusy
-from etameter.export.socket import LINE_LIMIT_BYTES, MiddlewareSocket
+from etameter.export.socket import LINE_LIMIT_BYTES, MiddlewareSocket, Send
 from etameter.serving.link import Answer, MeterLink, answer_in
 
 pytestmark = pytest.mark.unit
@@ -32,10 +33,16 @@ class Meter(MiddlewareSocket):
             wasted=self._tell,
             ready=lambda _: self.waiting,
             answer=self._look_up,
+            audits=self._audit,
+            gone=lambda _: self._tell("", "gone"),
         )
 
     def _tell(self, receipt_id: str, what: str) -> None:
         self.told.append((receipt_id, what))
+
+    def _audit(self, message: Mapping[str, Any], send: Send) -> None:
+        self._tell("", str(message.get("job")))
+        send({"type": "go"})
 
     def _look_up(self, receipt_id: str) -> Answer:
         return Answer({"energy_joules": 2.5}, None) if receipt_id == RECEIPT else Answer(None, "unknown_request")
@@ -57,6 +64,22 @@ def test_a_request_is_announced_published_and_answered(tmp_path: Path) -> None:
         await answer_in(5, link.ask(RECEIPT, None))
         assert meter.told == [(RECEIPT, "entrace"), (RECEIPT, "chatcmpl-1"), (RECEIPT, "abandoned")]
         await link.stop()
+        await meter.stop()
+
+    asyncio.run(main())
+
+
+def test_who_makes_audits_is_spoken_to_and_missed(tmp_path: Path) -> None:
+    async def main() -> None:
+        meter = Meter(tmp_path / "meter.sock")
+        await meter.start()
+        reader, writer = await asyncio.open_unix_connection(tmp_path / "meter.sock")
+        writer.write(b'{"type":"audits","job":7}\n')
+        assert await reader.readline() == b'{"type":"go"}\n'
+        writer.close()
+        while len(meter.told) < 2:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+        assert meter.told == [("", "7"), ("", "gone")]
         await meter.stop()
 
     asyncio.run(main())
