@@ -22,42 +22,36 @@ def page(record: Record, drawn: Sequence[tuple[Figure, Html]]) -> str:
     """The page, with the figures that were drawn for it."""
     wording = Wording(record.simulated)
     title = f"etameter: {', '.join(record.arms)} on {record.plan.suite}"
-    shown = list(_sections(record, drawn, wording))
+    heading = join(
+        tag("h1", f"{' against '.join((' and '.join(record.arms[1:]) or 'nothing', record.plan.control))}"),
+        tag("p", f"Suite {record.plan.suite}, model {record.plan.model}, {_when(record)}.", class_="faint"),
+    )
+    return document(title, heading, SIMULATED if record.simulated else None, list(_sections(record, drawn, wording)))
+
+
+def document(title: str, heading: Html, simulated: str | None, sections: Sequence[tuple[str, str, Html]]) -> str:
+    """A whole page: its heading, a banner where its joules are simulated, and sections of name, heading and contents, which are linked to."""
     contents = tag(
         "nav",
-        tag("ul", *(tag("li", tag("a", heading, href=f"#{name}")) for name, heading, _ in shown)),
+        tag("ul", *(tag("li", tag("a", words, href=f"#{name}")) for name, words, _ in sections)),
         aria_label="Contents",
     )
     head = join(
         tag("meta", charset="utf-8"),
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
-        tag("title", f"{title}, SIMULATED" if record.simulated else title),
+        tag("title", f"{title}, SIMULATED" if simulated else title),
         Html(f"<style>{_style()}</style>"),
     )
     body = join(
-        tag(
-            "header",
-            tag("h1", f"{' against '.join((' and '.join(record.arms[1:]) or 'nothing', record.plan.control))}"),
-            tag("p", f"Suite {record.plan.suite}, model {record.plan.model}, {_when(record)}.", class_="faint"),
-            tag("p", SIMULATED, class_="banner") if record.simulated else None,
-            contents,
-        ),
-        tag(
-            "main",
-            *(
-                tag(
-                    "section",
-                    tag("h2", heading, id=f"{name}-heading"),
-                    made,
-                    id=name,
-                    aria_labelledby=f"{name}-heading",
-                )
-                for name, heading, made in shown
-            ),
-        ),
+        tag("header", heading, tag("p", simulated, class_="banner") if simulated else None, contents),
+        tag("main", *(_section(*each) for each in sections)),
     )
     return f"<!doctype html>\n{tag('html', tag('head', head), tag('body', body), lang='en')}\n"
+
+
+def _section(name: str, heading: str, made: Html) -> Html:
+    return tag("section", tag("h2", heading, id=f"{name}-heading"), made, id=name, aria_labelledby=f"{name}-heading")
 
 
 def _sections(
