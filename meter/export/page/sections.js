@@ -164,7 +164,7 @@ export function balance(holder, snapshot) {
       ),
       element(
         "p",
-        { class: "sum" },
+        { class: "below" },
         `Wasted of what requests took: ${joules(wasted_j)} ${name_of_unit}`,
         wasted_j > 0 ? ` (${wastes.filter(([, value]) => value > 0).map(([waste, value]) => `${waste} ${joules(value)}`).join(", ")}).` : ".",
       ),

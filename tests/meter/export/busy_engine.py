@@ -17,6 +17,8 @@ from etameter.serving.ring import RingWriter, Row
 ARMS = ("unconstrained", "concise", "entrace")
 STEP_S = 0.03
 MOST_AT_ONCE = 4
+LENGTH_LIMIT = 110
+"""Output tokens: what would be longer is cut off, and wasted."""
 WORDY = (
     "Sure! Great question. You are asking for the name of an island. {} I hope this helps! "
     "Let me know if you have any other questions."
@@ -66,6 +68,7 @@ def _come(ring: RingWriter, link: MeterLink, chance: random.Random) -> Request:
     receipt_id, public_id = f"{chance.getrandbits(128):032x}", f"chatcmpl-{chance.getrandbits(64):016x}"
     arm = chance.choice(ARMS)
     prompt_tokens, output_tokens = chance.randint(20, 400), chance.randint(20, 60 if arm == "concise" else 150)
+    output_tokens = min(output_tokens, LENGTH_LIMIT)
     number = ring.open_request(f"{public_id}-{receipt_id}00000000", prompt_tokens, time.monotonic_ns())
     link.opened(receipt_id, arm)
     return Request(number, receipt_id, public_id, arm, prompt_tokens, output_tokens)
@@ -79,7 +82,9 @@ def _advance(ring: RingWriter, link: MeterLink, open_requests: Sequence[Request]
         if request.left:
             left.append(request)
             continue
-        ring.finish(request.number, time.monotonic_ns(), request.done, "stop")
+        ring.finish(
+            request.number, time.monotonic_ns(), request.done, "length" if request.done == LENGTH_LIMIT else "stop"
+        )
         text = (WORDY if request.arm == "unconstrained" else PLAIN).format(ANSWER)
         link.said(request.receipt_id, {"prompts": ["Name an island."], "responses": [text]})
         link.ask(request.receipt_id, request.public_id)

@@ -17,7 +17,7 @@ from playwright.sync_api import Browser, Page, Response, sync_playwright
 from tests.meter.export.stand import Stand
 from tests.meter.test_daemon import until
 
-pytestmark = [pytest.mark.boot, pytest.mark.slow]
+pytestmark = pytest.mark.boot
 
 PAGE_LIMIT_BYTES = 150_000
 PATIENCE_MS = 30_000
@@ -179,6 +179,7 @@ def test_the_page_outlives_its_meter_and_says_so(browser: Browser, stand: Stand)
         page.wait_for_function(f"{moves} >= 2")  # what was known before stands on the other side of a gap
 
 
+@pytest.mark.slow
 def test_a_meter_without_engine_shows_power_and_dashes_with_reasons(browser: Browser, tmp_path: Path) -> None:
     with ExitStack() as stack:
         alone = Stand(tmp_path, stack)
@@ -206,6 +207,7 @@ def test_what_is_transferred_is_small_and_from_the_meter_alone(browser: Browser,
         assert sum(len(answer.body()) for answer in parts) < PAGE_LIMIT_BYTES
 
 
+@pytest.mark.slow
 def test_no_receipt_and_no_text_leave_the_meter(stand: Stand) -> None:
     ledger = until(lambda: (stand.directory / "ledger.db").exists() and stand.meter.get("/health")[0] == 200)
     assert ledger
@@ -219,6 +221,7 @@ def test_no_receipt_and_no_text_leave_the_meter(stand: Stand) -> None:
     assert not re.search(r"[0-9a-f]{32}", told)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("width", "scheme"),
     [(390, "light"), (390, "dark"), (800, "light"), (1120, "light"), (1600, "light"), (1600, "dark")],
@@ -235,6 +238,16 @@ def test_it_fits_and_can_be_read(browser: Browser, stand: Stand, scheme: str, wi
         assert page.evaluate(POOR_CONTRAST, CONTRAST_TEXT) == []
         ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert (sum(map(int, re.findall(r"\d+", ground)[:3])) > 380) == (scheme == "light")
+
+
+@pytest.mark.slow
+def test_wasted_joules_are_shown_by_arm_by_request_and_together(browser: Browser, stand: Stand) -> None:
+    with page_of(browser, stand) as page:
+        appears(page, "#requests", r"truncated \d")
+        assert re.search(r"truncated \d", page.locator("#arms").inner_text())
+        assert re.search(
+            r"Wasted of what requests took: [\d.]+ J simulated \(truncated", page.locator("#balance").inner_text()
+        )
 
 
 def test_it_can_be_heard_and_used_by_keyboard(browser: Browser, stand: Stand) -> None:
@@ -260,13 +273,14 @@ def test_it_can_be_heard_and_used_by_keyboard(browser: Browser, stand: Stand) ->
         for _ in range(3):
             page.keyboard.press("ArrowLeft")
         told = page.locator("#readout").inner_text()
-        assert re.match(r"\d\d:\d\d:\d\d: ([\d.]+ W simulated|–.*), \d+ request", told), told
+        assert re.match(r"(?s)\d\d:\d\d:\d\d: ([\d.]+ W simulated|–.*), \d+ request", told), told
         page.locator("#pause").focus()
         page.keyboard.press("Enter")
         assert page.locator("#pause").get_attribute("aria-pressed") == "true"
         assert page.locator("#link").inner_text() == "paused"
 
 
+@pytest.mark.slow
 def test_the_theme_is_chosen_and_kept(browser: Browser, stand: Stand) -> None:
     with page_of(browser, stand, color_scheme="light") as page:
         ground: Callable[[], str] = lambda: str(page.evaluate("getComputedStyle(document.body).backgroundColor"))  # noqa: E731
