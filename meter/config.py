@@ -63,7 +63,8 @@ class MeterSection(_Section):
     receipt_token: str | None = Field(
         default=None,
         pattern=r"^[!-~]{16,256}$",
-        description="Give receipts (`/energy/…`) only to who bears this token, on the meter's port and the server's: `Authorization: Bearer TOKEN`.",
+        description="Give receipts (`/energy/…`) only to who bears this token, on the meter's port and the server's: `Authorization: Bearer TOKEN`. "
+        "What etameter itself asks (`demo`, `ab`, `play`, `verify`) bears it where this is set; metrics, `top` and the live page show no receipts and want none.",
     )
     classify: bool = Field(
         default=False,
