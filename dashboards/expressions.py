@@ -16,6 +16,8 @@ from etameter.export.catalogue import CATALOGUE
 
 RULES = Path(__file__).parent / "rules"
 OF_PROMETHEUS = frozenset({"up", "ALERTS"})
+OF_TARGETS = frozenset({"job", "instance", "environment", "le"})
+"""Labels that every metric may have, whoever scrapes it."""
 SUFFIXES = ("_bucket", "_count", "_sum")
 """Of what a histogram is told by."""
 GRAFANA_SPANS = re.compile(r"\$__(rate_interval|interval|range)\b")
@@ -26,17 +28,24 @@ class RuleError(EtameterError):
 
 
 def rules() -> dict[str, str]:
-    """The expressions of all rules and alerts, by their names."""
-    groups = [group for file in sorted(RULES.glob("*.yaml")) for group in yaml.safe_load(file.read_text())["groups"]]
-    return {rule.get("record") or rule["alert"]: rule["expr"] for group in groups for rule in group["rules"]}
+    """The expressions of all rules and alerts, by their names. Raises RuleError where a file holds none."""
+    found: dict[str, str] = {}
+    for file in sorted(RULES.glob("*.yaml")):
+        try:
+            groups = yaml.safe_load(file.read_text())["groups"]
+            found |= {rule.get("record") or rule["alert"]: rule["expr"] for group in groups for rule in group["rules"]}
+        except (yaml.YAMLError, KeyError, TypeError) as error:
+            form = "groups of rules, each with record or alert, and expr"
+            raise RuleError(f"{file.name} is no file of rules ({error})", f"write {form}") from error
+    return found
 
 
 def labels_by_metric(recorded: Mapping[str, str]) -> dict[str, frozenset[str]]:
-    """The metrics that an expression may name, with their labels as far as they are declared: all of the catalogue, and what rules record."""
+    """The metrics that an expression may name, with their labels: those of the catalogue, and as far as it matters of what rules record."""
     known = {name: frozenset[str]() for name in OF_PROMETHEUS}
     for metric in CATALOGUE:
         names = [metric.name + suffix for suffix in SUFFIXES] if metric.type == "histogram" else [metric.name]
-        known |= dict.fromkeys(names, frozenset(metric.labels))
+        known |= dict.fromkeys(names, frozenset(metric.labels) | OF_TARGETS)
     return known | {name: frozenset({"source"}) for name in recorded if ":" in name}
 
 
@@ -44,7 +53,7 @@ def check(where: str, expression: str, known: Mapping[str, frozenset[str]]) -> N
     """See that an expression of `where` is sound; Grafana's variables may stand in it.
 
     Raises:
-        RuleError: it can't be parsed, names an unknown metric, or sums over sources.
+        RuleError: it can't be parsed, names an unknown metric or selects by a label that it doesn't have, or sums over sources.
     """
     try:
         tree = promql_parser.parse(GRAFANA_SPANS.sub("5m", expression))
@@ -55,6 +64,12 @@ def check(where: str, expression: str, known: Mapping[str, frozenset[str]]) -> N
             raise RuleError(
                 f"{where} asks for {selector.name}, which neither the meter tells nor a rule records",
                 "see docs/metrics.md for what there is",
+            )
+        unknown = {each.name for each in selector.matchers.matchers} - known[selector.name]
+        if unknown and known[selector.name] >= OF_TARGETS:
+            raise RuleError(
+                f"{where} selects {selector.name} by {', '.join(sorted(unknown))}, which it doesn't have",
+                f"it has {', '.join(sorted(known[selector.name] - OF_TARGETS))}",
             )
     for aggregate in _walk(tree):
         if isinstance(aggregate, promql_parser.AggregateExpr) and not _keeps_source(aggregate, known):

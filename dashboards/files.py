@@ -5,17 +5,20 @@ from pathlib import Path
 from typing import Any
 
 from etameter.dashboards import expressions
+from etameter.dashboards.expressions import RuleError
 from etameter.dashboards.fleet import fleet
 from etameter.dashboards.overview import overview
 from etameter.dashboards.quality import quality
 from etameter.dashboards.requests import requests
 from etameter.dashboards.side_by_side import side_by_side
 
+CHOSEN = {"type": "prometheus", "uid": "${datasource}"}
+"""By the variable of this name at the top of each dashboard."""
 JSON = Path(__file__).parent / "json"
 
 
 def texts() -> dict[str, str]:
-    """What each file is to say, by its name. Raises RuleError where an expression, of a rule or of a panel, is not sound."""
+    """What each file is to say, by its name. Raises RuleError where an expression, of a rule or of a panel, is not sound, or asks elsewhere."""
     rules = expressions.rules()
     known = expressions.labels_by_metric(rules)
     for name, expression in rules.items():
@@ -23,8 +26,14 @@ def texts() -> dict[str, str]:
     boards = [overview(), side_by_side(), requests(), quality(), fleet()]
     for board in boards:
         for panel in board["panels"]:
+            where = f"panel {panel['title'] or 'banner'} of {board['title']}"
             for target in panel["targets"]:
-                expressions.check(f"panel {panel['title'] or 'banner'} of {board['title']}", target["expr"], known)
+                expressions.check(where, target["expr"], known)
+                if target["datasource"] != CHOSEN:
+                    asked = target["datasource"]["uid"]
+                    raise RuleError(
+                        f"{where} asks the data source {asked}", f"ask {CHOSEN['uid']}, which its reader chooses"
+                    )
     return {f"{board['uid']}.json": _text(board) for board in boards}
 
 

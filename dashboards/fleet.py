@@ -3,6 +3,7 @@
 from typing import Any
 
 from etameter.dashboards.board import ARM, DEVICE, board
+from etameter.dashboards.overview import NO_INTENSITY, NO_PRICE
 from etameter.dashboards.panels import bars, figure, lines, now, query, rows
 
 NO_RAPL = "No meter may read the host's energy (RAPL)."
@@ -84,6 +85,28 @@ def fleet() -> dict[str, Any]:
                     "{{model_name}} ({{source}})",
                 ),
                 span=12,
+            ),
+            bars(
+                "Money by model",
+                "Price of the energy of requests within the time that is shown.",
+                "none",
+                now(
+                    f"sum by (model_name, currency, source) (increase(etameter_cost_total{{{ARM}}}[$__range]))",
+                    "{{model_name}}, {{currency}} ({{source}})",
+                ),
+                span=12,
+                empty=NO_PRICE,
+            ),
+            bars(
+                "CO2 by model",
+                "CO2 equivalent of the energy of requests within the time that is shown.",
+                "massg",
+                now(
+                    f"sum by (model_name, source) (increase(etameter_co2e_grams_total{{{ARM}}}[$__range]))",
+                    "{{model_name}} ({{source}})",
+                ),
+                span=12,
+                empty=NO_INTENSITY,
             ),
             lines(
                 "Power of the hosts",

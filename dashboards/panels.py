@@ -64,6 +64,19 @@ CATEGORIES: Colours = {
     "unspecified": BLACK,
 }
 
+WASTES: Colours = {"truncated": VERMILION, "abandoned": ORANGE, "retry": PURPLE, "draft": SKY}
+NEEDS: Colours = {"required": BLUE, "optional": SKY, "slack": ORANGE, "unclassified": BLACK}
+OUTCOMES: Colours = {
+    "task: correct": BLUE,
+    "task: wrong": VERMILION,
+    "task: failed": PURPLE,
+    "deep: agreed": GREEN,
+    "deep: judged": ORANGE,
+    "deep: failed": BLACK,
+}
+
+NOTHING = "Nothing yet: no meter is scraped, or there is none of what is chosen above."
+
 Thresholds = Sequence[tuple[float, str]]
 """From each value on a colour; the first has no lower end."""
 
@@ -91,7 +104,7 @@ def lines(
     least: float | None = 0.0,
     most: float | None = None,
     logarithmic: bool = False,
-    empty: str | None = None,
+    empty: str = NOTHING,
 ) -> Panel:
     """Figures over time. Names that end in `dashed` are; `empty` says why there may be none."""
     panel = timeseries.Panel().legend(
@@ -120,8 +133,7 @@ def lines(
     if dashed:
         style = models.DynamicConfigValue(id_val="custom.lineStyle", value={"fill": "dash", "dash": [8, 6]})
         panel = panel.override_by_regexp(f".* {dashed}$", [style])
-    panel = panel.no_value(empty) if empty else panel
-    return _told(panel.unit(unit).span(span).height(height), title, description, queries)
+    return _told(panel.unit(unit).span(span).height(height), title, description, queries, empty)
 
 
 def figure(
@@ -133,16 +145,19 @@ def figure(
     height: int = 5,
     thresholds: Thresholds = ((-math.inf, GOOD),),
     decimals: int | None = None,
-    empty: str | None = None,
+    words: Mapping[int, str] | None = None,
+    empty: str = NOTHING,
 ) -> Panel:
-    """The latest figures, large, one for each source."""
+    """The latest figures, large, one for each source; `words` stand for values."""
     panel = stat.Panel().reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
     panel = panel.graph_mode(common_models.BigValueGraphMode.AREA).color_mode(common_models.BigValueColorMode.VALUE)
     panel = panel.text_mode(common_models.BigValueTextMode.VALUE_AND_NAME)
     panel = panel.thresholds(_steps(thresholds)).unit(unit)
     panel = panel if decimals is None else panel.decimals(decimals)
-    panel = panel.no_value(empty) if empty else panel
-    return _told(panel.span(span).height(height), title, description, queries)
+    if words:
+        told = {str(value): models.ValueMappingResult(text=word) for value, word in words.items()}
+        panel = panel.mappings([models.ValueMap(options=told)])
+    return _told(panel.span(span).height(height), title, description, queries, empty)
 
 
 def bars(
@@ -153,7 +168,7 @@ def bars(
     span: int = 8,
     height: int = 8,
     thresholds: Thresholds = ((-math.inf, GOOD),),
-    empty: str | None = None,
+    empty: str = NOTHING,
 ) -> Panel:
     """The latest figures side by side."""
     panel = bargauge.Panel().reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
@@ -161,12 +176,18 @@ def bars(
     panel = panel.display_mode(common_models.BarGaugeDisplayMode.BASIC).show_unfilled(True)
     panel = panel.name_placement(common_models.BarGaugeNamePlacement.TOP)
     panel = panel.thresholds(_steps(thresholds)).unit(unit).min(0.0)
-    panel = panel.no_value(empty) if empty else panel
-    return _told(panel.span(span).height(height), title, description, queries)
+    return _told(panel.span(span).height(height), title, description, queries, empty)
 
 
 def heat(
-    title: str, description: str, unit: str, bucket: prometheus.Dataquery, *, span: int = 12, height: int = 9
+    title: str,
+    description: str,
+    unit: str,
+    bucket: prometheus.Dataquery,
+    *,
+    span: int = 12,
+    height: int = 9,
+    empty: str = NOTHING,
 ) -> Panel:
     """A histogram over time: how many requests fell into each bucket."""
     panel = heatmap.Panel().calculate(False).unit(unit)
@@ -185,6 +206,7 @@ def heat(
         title,
         description,
         (bucket.format(PromQueryFormat.HEATMAP).legend_format("{{le}}"),),
+        empty,
     )
 
 
@@ -196,7 +218,7 @@ def rows(
     by: Sequence[str],
     span: int = 24,
     height: int = 9,
-    empty: str | None = None,
+    empty: str = NOTHING,
 ) -> Panel:
     """A table of the latest figures with a line for each combination of the labels `by`; `columns` are names, units and queries."""
     panel = table.Panel().show_header(True)
@@ -221,8 +243,7 @@ def rows(
             options={"excludeByName": hidden, "renameByName": renamed, "indexByName": order},
         )
     )
-    panel = panel.no_value(empty) if empty else panel
-    return _told(panel.span(span).height(height), title, description, queries)
+    return _told(panel.span(span).height(height), title, description, queries, empty)
 
 
 def banner() -> Panel:
@@ -246,9 +267,9 @@ def banner() -> Panel:
                 models.DynamicConfigValue(id_val="color", value={"mode": "fixed", "fixedColor": colour}),
             ],
         )
-    panel = panel.no_value("No meter is scraped yet.").span(24).height(3)
+    panel = panel.span(24).height(3)
     asked = now('count by (source) (etameter_gpu_energy_joules_total{source=~"$source"})', "{{source}}")
-    return _told(panel, "", "Where the figures of this page come from.", (asked,))
+    return _told(panel, "", "Where the figures of this page come from.", (asked,), "No meter is scraped yet.")
 
 
 def _steps(thresholds: Thresholds) -> dashboard.ThresholdsConfig:
@@ -259,8 +280,8 @@ def _steps(thresholds: Thresholds) -> dashboard.ThresholdsConfig:
 _Kinds = timeseries.Panel | stat.Panel | bargauge.Panel | heatmap.Panel | table.Panel
 
 
-def _told(panel: _Kinds, title: str, description: str, queries: Sequence[prometheus.Dataquery]) -> Panel:
-    """Every query has a letter, every panel a title and a description."""
+def _told(panel: _Kinds, title: str, description: str, queries: Sequence[prometheus.Dataquery], empty: str) -> Panel:
+    """Every query has a letter, every panel a title, a description, and words for when there is nothing to show."""
     for place, asked in enumerate(queries):
         panel = panel.with_target(asked.ref_id(chr(ord("A") + place)).datasource(DATASOURCE))
-    return panel.title(title).description(description).datasource(DATASOURCE)
+    return panel.title(title).description(description).no_value(empty).datasource(DATASOURCE)

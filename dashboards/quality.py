@@ -3,7 +3,8 @@
 import math
 from typing import Any
 
-from etameter.dashboards.board import DEVICE, GPU, board
+from etameter.dashboards.board import ARM, DEVICE, GPU, OF, board
+from etameter.dashboards.overview import TOO_FEW_AUDITS
 from etameter.dashboards.panels import (
     BAD,
     BLUE,
@@ -11,7 +12,9 @@ from etameter.dashboards.panels import (
     GOOD,
     GREEN,
     ORANGE,
+    OUTCOMES,
     PURPLE,
+    SKY,
     USES,
     VERMILION,
     figure,
@@ -29,8 +32,9 @@ def quality() -> dict[str, Any]:
     return board(
         "etameter-quality",
         "etameter / Measurement quality",
-        "Whether the figures can be trusted: does the balance close, are the counters read in time, and does the load tell what a step costs?",
-        [*_balance(), *_counters(), *_meter(), *_fit()],
+        "Whether the figures can be trusted: does the balance close, are the counters read in time, does the load tell what a step costs, and do "
+        "audits bear out what is said of η?",
+        [*_balance(), *_counters(), *_meter(), *_fit(), *_audits()],
     )
 
 
@@ -159,15 +163,24 @@ def _meter() -> list[Any]:
         ),
         lines(
             "Lost on the way",
-            "Per minute: steps that were overwritten or damaged before they were read, messages between server and meter, edges that nobody took. "
-            "All should be none.",
+            "Per minute: steps that were overwritten or damaged before they were read, messages between server and meter, edges that nobody took, "
+            "findings that no ledger has, listeners that were too slow. All should be none.",
             "none",
             query("60 * rate(etameter_ring_lost_records_total[$__rate_interval])", "steps overwritten, {{engine}}"),
             query("60 * rate(etameter_ring_torn_records_total[$__rate_interval])", "steps damaged, {{engine}}"),
             query("60 * rate(etameter_socket_dropped_messages_total[$__rate_interval])", "messages, {{instance}}"),
             query("60 * rate(etameter_sampler_dropped_edges_total[$__rate_interval])", "edges, {{instance}}"),
+            query("60 * rate(etameter_ledger_dropped_findings_total[$__rate_interval])", "findings, {{instance}}"),
+            query("60 * rate(etameter_page_listeners_dropped_total[$__rate_interval])", "listeners, {{instance}}"),
             span=8,
-            colours={"steps overwritten": BLUE, "steps damaged": ORANGE, "messages": GREEN, "edges": PURPLE},
+            colours={
+                "steps overwritten": BLUE,
+                "steps damaged": ORANGE,
+                "messages": GREEN,
+                "edges": PURPLE,
+                "findings": VERMILION,
+                "listeners": SKY,
+            },
         ),
     ]
 
@@ -204,5 +217,64 @@ def _fit() -> list[Any]:
             by=("gpu_uuid", "coefficient"),
             height=11,
             empty=NOT_FITTED,
+        ),
+    ]
+
+
+def _audits() -> list[Any]:
+    return [
+        rows(
+            "Reliability of η",
+            "What η says against what audits found, within each arm. fast: its bound against judges; deep: judges against tasks whose answer is known; "
+            "fast_task: the bound against those. Agreement is the squared correlation: of a gain in η, this share is a gain. Bias: how much too high. "
+            "Slope: 1 where a difference means what it says.",
+            tuple(
+                (statistic, unit, now(f'etameter_eta_reliability{{statistic="{statistic}", {OF}}}'))
+                for statistic, unit in (("agreement", "short"), ("bias", "short"), ("slope", "short"))
+            ),
+            by=("model_name", "arm", "tier"),
+            span=16,
+            height=8,
+            empty=TOO_FEW_AUDITS,
+        ),
+        figure(
+            "What audits take",
+            "Their energy over that of all other requests, within a day. They are to keep to [eta] share, 1 % unless set otherwise.",
+            "percentunit",
+            query(
+                f"sum by (source) (rate(etameter_audit_joules_total{{{ARM}}}[1d]))"
+                f' / (sum by (source) (rate(etameter_energy_joules_total{{arm!="audit", {ARM}}}[1d])) > 0)',
+                "{{source}}",
+            ),
+            span=8,
+            height=8,
+            thresholds=((-math.inf, GOOD), (0.01, BAD)),
+            empty="Nothing is audited, see [eta].",
+        ),
+        lines(
+            "Audits",
+            "Per hour. deep: a judge has read an answer, and agreed with the fast method or not; task: a task with a checker was asked.",
+            "none",
+            query(
+                f"3600 * sum by (kind, outcome, source) (rate(etameter_audits_total{{{ARM}}}[$__rate_interval]))",
+                "{{kind}}: {{outcome}}",
+            ),
+            stacked=True,
+            colours=OUTCOMES,
+            empty="Nothing is audited, see [eta].",
+        ),
+        lines(
+            "Answers that were not read",
+            "Per hour, by why: no text was told, it was too long, or too much waited. Sampled ones that no judge came to are full or old.",
+            "none",
+            query(
+                "3600 * sum by (cause) (rate(etameter_unclassified_responses_total[$__rate_interval]))",
+                "not classified: {{cause}}",
+            ),
+            query(
+                "3600 * sum by (cause) (rate(etameter_audit_samples_dropped_total[$__rate_interval]))",
+                "not judged: {{cause}}",
+            ),
+            empty="Every answer that was told was read.",
         ),
     ]

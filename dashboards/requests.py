@@ -6,6 +6,7 @@ from etameter.dashboards.board import ARM, OF, board
 from etameter.dashboards.panels import ENDS, QUANTILES, heat, lines, query
 
 MODEL = 'model_name=~"$model"'
+MODEL_SOURCE = f'{MODEL}, source=~"$source"'
 NO_REQUESTS = "No request finished."
 
 
@@ -28,14 +29,15 @@ def requests() -> dict[str, Any]:
     return board(
         "etameter-requests",
         "etameter / Requests",
-        "How energy and time are spread over requests. Points are exemplars: single requests, by the id that their client knows. Whoever made a "
-        "request has its receipt's address in the answer; nobody else can find it from here.",
+        "How energy and time are spread over requests. Points are exemplars: single requests, by the id that their client knows, which leads "
+        "to what the meter says of the request where the data source is told the meter's address, see docs/dashboards.md.",
         [
             heat(
                 "Joules per request",
                 "How many requests took how much. Points are single requests.",
                 "joule",
                 query(_buckets("etameter_request_energy_joules", ARM, "le, source"), exemplar=True),
+                empty=NO_REQUESTS,
             ),
             lines(
                 "Quantiles of joules per request",
@@ -50,13 +52,14 @@ def requests() -> dict[str, Any]:
                 "Watt hours per output token",
                 "How many requests took how much for each output token after the first.",
                 "watth",
-                query(_buckets("etameter_request_wh_per_output_token", ARM, "le, source")),
+                query(_buckets("etameter_request_wh_per_output_token", MODEL_SOURCE, "le, source")),
+                empty=NO_REQUESTS,
             ),
             lines(
                 "Quantiles of watt hours per output token",
                 "Quantiles within the histogram's buckets.",
                 "watth",
-                *_quantiles("etameter_request_wh_per_output_token", ARM, "le, source"),
+                *_quantiles("etameter_request_wh_per_output_token", MODEL_SOURCE, "le, source"),
                 height=9,
                 colours=QUANTILES,
                 empty=NO_REQUESTS,
@@ -66,18 +69,20 @@ def requests() -> dict[str, Any]:
                 "From a request's arrival at the engine to its first token.",
                 "s",
                 query(_buckets("etameter_time_to_first_token_seconds", MODEL, "le")),
+                empty=NO_REQUESTS,
             ),
             heat(
                 "Time between tokens",
                 "Mean over each request.",
                 "s",
                 query(_buckets("etameter_inter_token_latency_seconds", MODEL, "le")),
+                empty="No request with two tokens finished.",
             ),
             lines(
                 "Error of a request's energy",
                 "Half-width of the 95 % interval, as a share of the energy. Long requests are known best.",
                 "percentunit",
-                *_quantiles("etameter_request_energy_error_ratio", f'{MODEL}, source=~"$source"', "le, source"),
+                *_quantiles("etameter_request_energy_error_ratio", MODEL_SOURCE, "le, source"),
                 colours=QUANTILES,
                 empty=NO_REQUESTS,
             ),
@@ -91,6 +96,7 @@ def requests() -> dict[str, Any]:
                 ),
                 stacked=True,
                 colours=ENDS,
+                empty=NO_REQUESTS,
             ),
         ],
     )

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from etameter.dashboards.board import ARM, OF, board
-from etameter.dashboards.overview import NOT_CLASSIFIED
+from etameter.dashboards.overview import NO_CORRECT, NO_JUDGE, NOT_CLASSIFIED
 from etameter.dashboards.panels import ARMS, BAD, GOOD, bars, lines, now, query, rows
 
 ONE_ARM = "No requests of `unconstrained` within the hour: there is nothing to compare with."
@@ -43,6 +43,27 @@ def side_by_side() -> dict[str, Any]:
                 query(f"etameter:arm_token_energy_ratio_like_batch:rate1h{{{ARM}}}", of_arm),
                 thresholds=LIKE,
                 empty=ONE_ARM,
+            ),
+            bars(
+                "Joules per correct answer",
+                "Of audits' fresh tasks within a day: energy of all answers under the arm, wrong ones among them, over the correct ones.",
+                "joule",
+                query(f"etameter:joules_per_correct_answer:rate1d{{{ARM}}}", of_arm),
+                empty=NO_CORRECT,
+            ),
+            bars(
+                "Correct answers",
+                "Share of the answers to audits' fresh tasks within a day: an arm that answers briefly and wrongly saves nothing.",
+                "percentunit",
+                query(f"etameter:correct_answer_share:rate1d{{{ARM}}}", of_arm),
+                empty="No task was asked by an audit within a day, see [eta].",
+            ),
+            bars(
+                "Wasted",
+                "Share of output energy in answers that were cut off, abandoned or made anew, and in rejected drafts, over five minutes.",
+                "percentunit",
+                query(f"sum by (model_name, arm, source) (etameter:waste_share:rate5m{{{ARM}}})", of_arm),
+                empty="No request finished within five minutes.",
             ),
             lines(
                 "Energy per output token",
@@ -128,6 +149,24 @@ def side_by_side() -> dict[str, Any]:
                 query(f"sum by (model_name, arm, source) (etameter:slack_share:rate5m{{{ARM}}})", of_arm),
                 empty=NOT_CLASSIFIED,
                 colours=ARMS,
+            ),
+            rows(
+                "η by judges",
+                "Of the answers that a judge has read, the latest 512 of each arm at most: strict and lenient η by token, and the half-widths of "
+                "their 95 % intervals by the sampling alone.",
+                tuple(
+                    (
+                        name,
+                        "percentunit",
+                        now(f'max by (model_name, arm) ({gauge}{{method="deep", view="{view}", {OF}}})'),
+                    )
+                    for view in ("strict", "lenient")
+                    for name, gauge in ((view, "etameter_eta_ratio"), (f"{view} ±", "etameter_eta_half_width_ratio"))
+                ),
+                by=("model_name", "arm"),
+                span=24,
+                height=8,
+                empty=NO_JUDGE,
             ),
         ],
         since="now-1h",

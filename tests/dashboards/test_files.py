@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
-from grafana_foundation_sdk.models.dashboard import Dashboard
+from grafana_foundation_sdk.models.dashboard import Dashboard, DataSourceRef
 
 from etameter.config import ARMS as CONFIGURED
 from etameter.dashboards import __main__ as command
 from etameter.dashboards import expressions, files, panels
-from etameter.export.catalogue.labels import CATEGORIES, CAUSES
+from etameter.export.catalogue.labels import AUDITS, CATEGORIES, CAUSES
+from etameter.slack.labels import WASTES
+from etameter.slack.reading import NEEDS
 
 pytestmark = pytest.mark.unit
 
@@ -52,6 +54,37 @@ def test_wrong_use_and_an_unknown_metric_are_said(
     )
 
 
+def test_a_panel_that_asks_a_data_source_which_nobody_chose_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(panels, "DATASOURCE", DataSourceRef(type_val="prometheus", uid="mine"))
+    assert command.main(["--check"]) == 2
+    assert capsys.readouterr().err == (
+        "etameter: panel banner of etameter / Overview asks the data source mine: "
+        "ask ${datasource}, which its reader chooses\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("groups: [", "while parsing a flow node"),
+        ("", "'NoneType' object is not subscriptable"),
+        ("groups: [{name: g, rules: [{record: 'a:b'}]}]", "'expr'"),
+        ("groups: [{name: g, rules: [{expr: up}]}]", "'alert'"),
+    ],
+)
+def test_a_file_that_holds_no_rules_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], text: str, complaint: str
+) -> None:
+    (tmp_path / "mine.yaml").write_text(text)
+    monkeypatch.setattr(expressions, "RULES", tmp_path)
+    assert command.main(["--check"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"etameter: mine.yaml is no file of rules ({complaint}")
+    assert said.endswith("): write groups of rules, each with record or alert, and expr\n")
+
+
 @pytest.mark.parametrize("name", BOARDS)
 def test_grafanas_types_give_back_what_they_are_given(name: str) -> None:
     there_and_back = json.loads(json.dumps(Dashboard.from_json(BOARDS[name]), cls=JSONEncoder))
@@ -69,6 +102,7 @@ def _known(tree: Any) -> Any:
 def test_every_panel_says_what_it_shows(panel: dict[str, Any]) -> None:
     assert panel["description"].endswith(".")
     assert panel["title"] or panel["id"] == 1, "only the banner does without"
+    assert panel["fieldConfig"]["defaults"]["noValue"].endswith("."), "where it is empty it says why"
     letters = [target["refId"] for target in panel["targets"]]
     assert letters
     assert len(letters) == len(set(letters))
@@ -115,5 +149,8 @@ def test_what_always_means_the_same_has_a_colour() -> None:
     assert panels.ARMS.keys() == CONFIGURED.keys() - {"audit"}  # which is no way of asking
     assert panels.CATEGORIES.keys() == set(CATEGORIES)
     assert panels.USES.keys() >= CAUSES - {"reset", "implausible"}
-    for colours in (panels.ARMS, panels.CATEGORIES, panels.USES):
+    assert panels.WASTES.keys() == set(WASTES)
+    assert panels.NEEDS.keys() == {*NEEDS, "slack", "unclassified"}
+    assert panels.OUTCOMES.keys() == {f"{kind}: {outcome}" for kind, found in AUDITS.items() for outcome in found}
+    for colours in (panels.ARMS, panels.CATEGORIES, panels.USES, panels.WASTES, panels.NEEDS, panels.OUTCOMES):
         assert len(set(colours.values())) == len(colours), "colours must tell series of one panel apart"

@@ -68,6 +68,10 @@ def test_each_is_sound(name: str) -> None:
     [
         ("sum(", "here can't be parsed (unclosed left parenthesis): write PromQL"),
         ("rate(etameter_joule_total[5m])", "here asks for etameter_joule_total, which neither the meter tells"),
+        (
+            'rate(etameter_energy_joules_total{model="m"}[5m])',
+            "here selects etameter_energy_joules_total by model, which it doesn't have: it has arm, model_name, phase, s",
+        ),
         ("sum by (arm) (etameter_energy_joules_total)", "here adds figures of several sources: sum by (arm) (etameter"),
         ("sum without (source) (etameter_energy_joules_total)", "here adds figures of several sources"),
         ("max(etameter:output_wh_per_token:rate5m)", "here adds figures of several sources"),
@@ -92,6 +96,8 @@ def test_what_is_not_sound_is_named(expression: str, complaint: str) -> None:
         'sum(etameter_energy_joules_total{source="measured"})',
         "sum(etameter_requests_total)",
         'sum by (source) (rate(etameter_energy_joules_total{arm=~"$arm"}[$__rate_interval]))',
+        'etameter_energy_joules_total{instance="a", environment="demo"}',
+        'etameter:output_wh_per_token:rate5m{arm="entrace"}',
         "up == 0",
     ],
 )
