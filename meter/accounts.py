@@ -13,6 +13,7 @@ import numpy as np
 from etameter.attribution import BUBBLE_NS, Shares, foresee
 from etameter.books import UNLABELLED, Books, Increment
 from etameter.costs import Costs
+from etameter.counters import Counter
 from etameter.curves import Curve
 from etameter.errors import EngineError
 from etameter.export.live import Running, key_of, seconds
@@ -57,6 +58,16 @@ class Device:
     kind: str
     source: Source
     board_name: str
+    scope: str = "gpu"
+    """What its joules are those of: the board, the module with its CPU, or the package."""
+    parts: tuple[str, ...] = ()
+    """What engines may call it that see a part of it only."""
+
+    @staticmethod
+    def of(counter: Counter) -> "Device":
+        """The one that a counter counts for."""
+        about = counter.gpu_uuid, counter.kind, counter.source, counter.board_name
+        return Device(*about, counter.scope, counter.parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -404,8 +415,10 @@ def gpus_of(header: RingHeader, devices: Sequence[Device]) -> frozenset[str]:
         EngineError: it works on others, or does not say on which.
     """
     read = frozenset(device.gpu_uuid for device in devices)
+    split = {bare(part): device.gpu_uuid for device in devices for part in device.parts}
+    engines = {split.get(bare(named), named) for named in header.gpu_uuids}
     boards = sorted(device.gpu_uuid for device in devices if device.kind in {"nvml", "power"})
-    named = read & frozenset(header.gpu_uuids)
+    named = read & engines
     if named or not boards:
         return named or read
     if header.gpu_uuids:
@@ -419,6 +432,11 @@ def gpus_of(header: RingHeader, devices: Sequence[Device]) -> frozenset[str]:
             "let the ring's writer name them in gpu_uuids",
         )
     return read
+
+
+def bare(uuid: str) -> str:
+    """CUDA tells the same identifiers as NVML, but not of what kind they are."""
+    return uuid.partition("-")[2]
 
 
 def fit_key(gpu_uuid: str, header: RingHeader) -> str:

@@ -255,7 +255,7 @@ class Meter:
         return weakest(frozenset(counter.source for counter in self._counters))
 
     def _open_books(self, counters: Sequence[Counter], resume: Resume) -> Accounts:
-        devices = [Device(each.gpu_uuid, each.kind, each.source, each.board_name) for each in counters]
+        devices = [Device.of(each) for each in counters]
         accounts = (
             Accounts(devices, self._boot_id, resume)
             if self._recording is None

@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -56,6 +56,7 @@ HOST_PID_NAMESPACE = 0xEFFFFFFC
 BURSTS = ("-m", "etameter.serving.torch_load", "bursts")
 REFERENCE_PHASES = 6
 REFERENCE_PHASE_S = 20.0
+REFERENCE_EVERY_S = 1.0
 LOAD_START_S = 180.0
 
 
@@ -97,7 +98,7 @@ def examine(*, seconds: float, load: Sequence[str] | None = None, reference: str
         for counter in counters:
             opened.callback(counter.close)
         informants = {
-            counter.gpu_uuid: opened.enter_context(closing(Informant(counter.gpu_uuid)))
+            counter.gpu_uuid: opened.enter_context(closing(Informant(counter.gpu_uuid, counter.scope)))
             for counter in counters
             if counter.kind != "rapl"
         }
@@ -287,8 +288,10 @@ def gain_check(counters: Sequence[Counter], reference: Sequence[str], load: Sequ
     def ask() -> None:
         while not stop.is_set():
             before_ns = time.monotonic_ns()
-            rows.append(((before_ns + time.monotonic_ns()) // 2, watts_of(reference)))
-            stop.wait(1.0)
+            with suppress(EngineError):  # it answered once, and may again
+                watts = watts_of(reference)
+                rows.append(((before_ns + time.monotonic_ns()) // 2, watts))
+            stop.wait(REFERENCE_EVERY_S)
 
     asking = threading.Thread(target=ask, daemon=True)
     with running(load, "--busy-ms", phase_ms, "--idle-ms", phase_ms, "--count", str(REFERENCE_PHASES // 2)) as (

@@ -90,6 +90,12 @@ def counter_check(kind: str, scope: str) -> Check:
     if kind == "power":
         words = f"no energy counter, scope {scope}: power readings are integrated, source=estimated"
         return Check("counter", "note", words, "use a GPU of the Volta generation or newer", {"scope": scope})
+    if scope == "module":
+        words, remedy = (
+            f"{kind}, scope module",
+            "the joules of the chip's CPU are in every figure: no counter tells them apart",
+        )
+        return Check("counter", "note", words, remedy, {"scope": scope})
     return Check("counter", "good", f"{kind}, scope {scope}", None, {"scope": scope})
 
 

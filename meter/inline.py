@@ -78,9 +78,7 @@ class Window:
         """
         self._counters = counters or _counters()
         self._ring = ring
-        self.accounts = open_accounts(
-            [Device(each.gpu_uuid, each.kind, each.source, each.board_name) for each in self._counters], boot_id()
-        )
+        self.accounts = open_accounts([Device.of(each) for each in self._counters], boot_id())
         self._joules = Joules(self._counters, seen)
         self._reader: RingReader | None = None
         self._rows: dict[tuple[int, int], RequestRow] = {}

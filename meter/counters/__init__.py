@@ -24,6 +24,10 @@ class Counter(Protocol):
         """Names the device on this machine, e.g. ``GPU-…`` or ``RAPL-package-0``."""
 
     @property
+    def parts(self) -> tuple[str, ...]:
+        """Under which names programs may know it, too: of a GPU that is split by MIG they see a part, e.g. ``MIG-…``."""
+
+    @property
     def board_name(self) -> str:
         """What the device calls itself, e.g. ``NVIDIA H100 80GB HBM3``: the first guess of its costs goes by it."""
 

@@ -102,6 +102,7 @@ class NvmlDevice:
             shared = self._is_split(allow_shared=allow_shared)
             self.source: Source = "simulated" if simulated else "shared" if shared else "measured"
             self.scope: Scope = "module" if self._has_cpu() else "gpu"
+            self.parts = self._mig_uuids() if shared else ()
             self.board_name = str(self._ask_if_supported(pynvml.nvmlDeviceGetName) or "unknown")
         except CounterError:
             self.close()
@@ -159,6 +160,23 @@ class NvmlDevice:
                 "source=shared: --allow-shared-gpu",
             )
         return True
+
+    def _mig_uuids(self) -> tuple[str, ...]:
+        """What programs on a split GPU call the part that they run on."""
+
+        def uuids(handle: ctypes.c_void_p) -> tuple[str, ...]:
+            found = []
+            for index in range(pynvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
+                try:
+                    found.append(
+                        str(pynvml.nvmlDeviceGetUUID(pynvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, index)))
+                    )
+                except pynvml.NVMLError as error:
+                    if error.value != pynvml.NVML_ERROR_NOT_FOUND:  # there may be fewer than there is room for
+                        raise
+            return tuple(found)
+
+        return self._ask_if_supported(uuids) or ()
 
     def _has_cpu(self) -> bool:
         """On a chip with a CPU (Grace-Hopper) NVML's energy and power are those of both."""

@@ -55,9 +55,10 @@ class Facts:
 class Informant:
     """Asks one GPU. What it doesn't support is None; every other failure is a CounterError."""
 
-    def __init__(self, gpu_uuid: str) -> None:
-        """Open the GPU. Raises CounterError."""
+    def __init__(self, gpu_uuid: str, scope: str = "gpu") -> None:
+        """Open the GPU, whose energy counter counts for `scope`. Raises CounterError."""
         self.gpu_uuid = gpu_uuid
+        self._scope = next(number for number, name in SCOPES.items() if name == scope)
         self._call(pynvml.nvmlInit)
         try:
             self._handle = self._call(pynvml.nvmlDeviceGetHandleByUUID, gpu_uuid)
@@ -96,8 +97,8 @@ class Informant:
         return None if power_mw is None else power_mw / 1000
 
     def instant_power_w(self) -> float | None:
-        """Power at the sensor's last update, for the board alone. Raises CounterError."""
-        return self._power_w(FIELD_INSTANT, scope=0)
+        """Power at the sensor's last update, of what the energy counter counts. Raises CounterError."""
+        return self._power_w(FIELD_INSTANT, self._scope)
 
     def close(self) -> None:
         """Give NVML back."""

@@ -21,6 +21,7 @@ class RaplCounter:
     kind: Kind = "rapl"
     board_name = "RAPL"
     source: Source = "measured"
+    parts: tuple[str, ...] = ()
     blur_ns = 0
     power_w = None
 

@@ -257,6 +257,7 @@ class SimulatedCounter:
     scope: Scope = "gpu"
     kind: Kind = "simulated"
     source: Source = "simulated"
+    parts: tuple[str, ...] = ()
     blur_ns = 0
 
     def __init__(self, path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from etameter import doctor, findings
 from etameter.bursts import Burst
+from etameter.counters import nvml
 from etameter.errors import EngineError
 from etameter.findings import Check, Diagnosis, Seen
 from etameter.records import Edge
@@ -66,6 +68,25 @@ def test_a_driver_that_is_not_loaded_is_named(board: Board, capsys: pytest.Captu
     assert "the NVIDIA driver isn't running" in text
     assert "make nvidia-smi work first" in text
     assert text.rstrip().endswith("this machine can't measure energy; `etameter demo` simulates a board")
+
+
+def test_a_user_who_may_not_read_is_told_what_to_do(board: Board) -> None:
+    board.fail(Call.ENERGY | Call.POWER | Call.INSTANT, pynvml.NVML_ERROR_NO_PERMISSION)
+    with board:
+        diagnosis = doctor.examine(seconds=0.05)
+    assert not diagnosis.can_measure
+    (check,) = (check for check in diagnosis.machine if check.name == "nvml")
+    assert (check.verdict, check.figures["cause"]) == ("bad", "no_permission")
+    assert "--gpus all" in (check.remedy or "")
+
+
+def test_on_a_chip_with_a_cpu_the_counter_is_compared_with_the_power_of_both(board: Board) -> None:
+    board.gpus[0].c2c, board.gpus[0].cpu_mw = 1, 60_000
+    with board:
+        checks = checks_of(doctor.examine(seconds=0.3))
+    assert checks["power_scopes"].figures == {"gpu": pytest.approx(60.0), "module": pytest.approx(120.0)}
+    assert checks["counter_against_power"].figures["ratio"] == pytest.approx(1.0, abs=0.2)
+    assert (checks["counter"].verdict, checks["counter"].finding) == ("note", "nvml, scope module")
 
 
 def test_a_frozen_counter_is_no_measurement(board: Board) -> None:
@@ -206,6 +227,35 @@ def test_the_gain_against_a_reference() -> None:
     check = findings.compare_gain([edges], bursts, rows)
     assert check.figures["slope"] == pytest.approx(0.8, rel=0.01)
     assert check.figures["phases"] == 5
+
+
+def test_a_board_is_held_against_a_reference_that_sometimes_fails(
+    board: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reference has the power supply's loss in it, and 80 W of a CPU."""
+    monkeypatch.setattr(doctor, "REFERENCE_EVERY_S", 0.02)
+    start_ns, phase_ns = time.monotonic_ns() + 700 * MS, 250 * MS
+    bursts = [Burst(start_ns + k * 2 * phase_ns, start_ns + (2 * k + 1) * phase_ns) for k in range(3)]
+    board.set_power_w(0, [step for each in bursts for step in ((each.start_ns, 500.0), (each.end_ns, 100.0))])
+    watts, stop = tmp_path / "watts", threading.Event()
+    watts.write_text("205 W")
+
+    def follow() -> None:
+        while not stop.wait(0.01):
+            now_ns = time.monotonic_ns()
+            busy = any(each.start_ns <= now_ns < each.end_ns for each in bursts)
+            told = "no answer" if now_ns // (40 * MS) % 4 == 0 else f"{80 + (500 if busy else 100) / 0.8} W"
+            watts.with_suffix(".new").write_text(told)
+            watts.with_suffix(".new").rename(watts)
+
+    following = threading.Thread(target=follow)
+    with board:
+        following.start()
+        check = doctor.gain_check(nvml.discover(), ["cat", str(watts)], load_script(bursts))
+        stop.set()
+        following.join()
+    assert check.verdict == "note"
+    assert check.figures["slope"] == pytest.approx(0.8, rel=0.25)
 
 
 @pytest.mark.parametrize(("printed", "watts"), [("Instantaneous power reading: 312 Watts", 312.0), ("41.5\n", 41.5)])

@@ -55,6 +55,17 @@ def test_an_engine_has_the_gpus_that_it_names_and_no_guess_is_made(kind: str) ->
         gpus_of(header(), devices)
 
 
+def test_an_engine_that_sees_a_part_of_a_gpu_has_the_whole_of_it() -> None:
+    devices = [
+        Device("GPU-0", "nvml", "shared", "H100", parts=("MIG-a", "MIG-b")),
+        Device("GPU-1", "nvml", "measured", "H100"),
+    ]
+    assert gpus_of(header("GPU-b"), devices) == {"GPU-0"}, "CUDA tells the part's identifier as a GPU's"
+    assert gpus_of(header("MIG-a"), devices) == gpus_of(header("GPU-0"), devices) == {"GPU-0"}
+    with pytest.raises(EngineError, match="runs on GPU-c"):
+        gpus_of(header("GPU-c"), devices)
+
+
 @pytest.mark.parametrize("kind", ["rapl", "simulated"])
 def test_what_no_engine_can_name_stands_for_whatever_it_names(kind: str) -> None:
     devices = [Device(f"package-{number}", kind, "measured", "CPU") for number in range(2)]

@@ -22,6 +22,7 @@ class Clockwork:
     kind: Kind = "simulated"
     source: Source = "simulated"
     board_name = "clockwork"
+    parts: tuple[str, ...] = ()
     update_ns = 40 * MS
 
     def __init__(self, gpu_uuid: str) -> None:

@@ -50,6 +50,7 @@ class Clock:
     scope: Scope = "gpu"
     kind: Kind = "simulated"
     source: Source = "simulated"
+    parts: tuple[str, ...] = ()
     blur_ns, power_w = 0, None
 
     def read_mj(self) -> int:

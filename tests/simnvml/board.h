@@ -2,7 +2,7 @@
  * sizes. Times are CLOCK_MONOTONIC nanoseconds; power is in milliwatts, so that power × time is in picojoules. */
 #include <stdint.h>
 
-enum { MAX_GPUS = 16, MAX_SEGMENTS = 16384, MAX_FAULTS = 64, MAX_PROCESSES = 8, TEXT = 96 };
+enum { MAX_GPUS = 16, MAX_SEGMENTS = 16384, MAX_FAULTS = 64, MAX_PROCESSES = 8, MAX_PARTS = 8, TEXT = 96 };
 
 #define BOARD_MAGIC 0x314c4d564e4d4953ull /* "SIMNVML1" */
 
@@ -49,7 +49,9 @@ typedef struct {
     uint32_t power_limit_mw, enforced_limit_mw, least_limit_mw, most_limit_mw;
     uint32_t clocks_mhz[4], max_clocks_mhz[4]; /* graphics, SM, memory, video */
     uint32_t temperature_c, persistence, mig_current, mig_pending;
-    uint32_t architecture, c2c;       /* nvmlDeviceArchitecture_t; whether a CPU hangs on the chip */
+    uint32_t architecture, c2c, cpu_mw; /* nvmlDeviceArchitecture_t; whether a CPU hangs on the chip, and what of the power is its */
+    uint32_t part_count;
+    char parts[MAX_PARTS][TEXT];    /* UUIDs of the devices that MIG makes of it */
     uint32_t process_count, process_pid[MAX_PROCESSES];
     uint64_t process_bytes[MAX_PROCESSES];
     sensor_t energy, power, instant;

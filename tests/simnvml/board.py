@@ -35,7 +35,7 @@ SOURCES = Path(__file__).parent
 BOARD_VARIABLE = "SIMNVML_BOARD"
 FOREVER_NS = 2**63
 
-_MAX_GPUS, _MAX_SEGMENTS, _MAX_FAULTS, _MAX_PROCESSES, _TEXT = 16, 16384, 64, 8, 96
+_MAX_GPUS, _MAX_SEGMENTS, _MAX_FAULTS, _MAX_PROCESSES, _MAX_PARTS, _TEXT = 16, 16384, 64, 8, 8, 96
 _MAGIC = int.from_bytes(b"SIMNVML1", "little")
 
 
@@ -131,7 +131,8 @@ class Gpu(ctypes.Structure):
         ("clocks_mhz", ctypes.c_uint32 * 4),
         ("max_clocks_mhz", ctypes.c_uint32 * 4),
         *((name, ctypes.c_uint32) for name in ("temperature_c", "persistence", "mig_current", "mig_pending")),
-        *((name, ctypes.c_uint32) for name in ("architecture", "c2c")),
+        *((name, ctypes.c_uint32) for name in ("architecture", "c2c", "cpu_mw", "part_count")),
+        ("parts", (ctypes.c_char * _TEXT) * _MAX_PARTS),
         ("process_count", ctypes.c_uint32),
         ("process_pid", ctypes.c_uint32 * _MAX_PROCESSES),
         ("process_bytes", ctypes.c_uint64 * _MAX_PROCESSES),

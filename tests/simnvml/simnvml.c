@@ -295,9 +295,23 @@ nvmlReturn_t nvmlDeviceGetIndex(nvmlDevice_t gpu, unsigned *index) {
     return SUCCESS;
 }
 
+/* A part of a GPU is known by where its UUID stands in the GPU. */
 nvmlReturn_t nvmlDeviceGetUUID(nvmlDevice_t gpu, char *uuid, unsigned size) {
     ENTER(CALL_HANDLE, gpu);
-    return copy_text(gpu->uuid, uuid, size);
+    return copy_text((const char *)gpu, uuid, size);
+}
+
+nvmlReturn_t nvmlDeviceGetMaxMigDeviceCount(nvmlDevice_t gpu, unsigned *count) {
+    ENTER(CALL_MODES, gpu);
+    *count = MAX_PARTS;
+    return SUCCESS;
+}
+
+nvmlReturn_t nvmlDeviceGetMigDeviceHandleByIndex(nvmlDevice_t gpu, unsigned index, nvmlDevice_t *part) {
+    ENTER(CALL_HANDLE, gpu);
+    if (index >= gpu->part_count) return NOT_FOUND;
+    *part = (nvmlDevice_t)gpu->parts[index];
+    return SUCCESS;
 }
 
 nvmlReturn_t nvmlDeviceGetName(nvmlDevice_t gpu, char *name, unsigned size) {
@@ -322,6 +336,7 @@ nvmlReturn_t nvmlDeviceGetPowerUsage(nvmlDevice_t gpu, unsigned *milliwatts) {
 }
 
 enum { FIELD_ENERGY = 83, FIELD_POWER_AVERAGE = 185, FIELD_POWER_INSTANT = 186 };
+enum { SCOPE_GPU = 0, SCOPE_MODULE = 1 };
 enum { TYPE_UNSIGNED_INT = 1, TYPE_UNSIGNED_LONG_LONG = 3 };
 
 typedef struct {
@@ -339,7 +354,10 @@ nvmlReturn_t nvmlDeviceGetFieldValues(nvmlDevice_t gpu, int count, field_value_t
         uint32_t call = value->field == FIELD_ENERGY ? CALL_ENERGY
                         : value->field == FIELD_POWER_AVERAGE ? CALL_POWER
                         : value->field == FIELD_POWER_INSTANT ? CALL_INSTANT : 0;
-        value->result = call == 0 ? NOT_SUPPORTED : read_sensor(gpu, call, &reading);
+        int known = call == CALL_ENERGY || value->scope == SCOPE_GPU || (value->scope == SCOPE_MODULE && gpu->c2c);
+        value->result = call == 0 || !known ? NOT_SUPPORTED : read_sensor(gpu, call, &reading);
+        if (call != CALL_ENERGY && value->scope == SCOPE_GPU && gpu->c2c)
+            reading = reading > gpu->cpu_mw ? reading - gpu->cpu_mw : 0;
         value->type = call == CALL_ENERGY ? TYPE_UNSIGNED_LONG_LONG : TYPE_UNSIGNED_INT;
         value->value.as_ullong = reading;
         value->timestamp_us = (int64_t)(now_ns() / 1000);

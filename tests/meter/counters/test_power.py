@@ -147,6 +147,16 @@ def test_a_board_split_by_mig_is_shared_where_that_is_allowed(tmp_path: Path) ->
         assert PowerCounter(board.uuid(), allow_shared=True).source == "shared"
 
 
+def test_a_split_board_tells_what_its_parts_are_called(tmp_path: Path) -> None:
+    with Board(tmp_path / "board", gpus=2) as board:
+        gpu, other = board.gpus
+        for each in (gpu, other):
+            each.part_count = 2
+            each.parts[0].value, each.parts[1].value = b"MIG-a", b"MIG-b"
+        gpu.mig_current = 1
+        assert [counter.parts for counter in discover(allow_shared=True)] == [("MIG-a", "MIG-b"), ()]
+
+
 def test_a_chip_with_a_cpu_is_a_module(tmp_path: Path) -> None:
     with Board(tmp_path / "board", gpus=2) as board:
         board.gpus[1].c2c = 1
