@@ -1,0 +1,74 @@
+"""A listener before a server that passes everything on, and notes when: so the load of any tool is known by its time, whatever the tool says."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import urlsplit
+
+_CHUNK_BYTES: Final = 1 << 16
+_QUESTIONS: Final = b"POST "
+
+
+@dataclass(slots=True)
+class Tap:
+    """What has passed through. Instants are of CLOCK_MONOTONIC; None before the first."""
+
+    url: str = ""
+    first_ns: int | None = None
+    """When the first question came; asking for the server's health or models is none."""
+    last_ns: int | None = None
+    """When the last of any answer passed since then."""
+    questions: int = 0
+
+
+@asynccontextmanager
+async def tapped(server_url: str) -> AsyncIterator[Tap]:
+    """A tap before a server under http, for as long as the block runs."""
+    address = urlsplit(server_url)
+    tap = Tap()
+    talks: set[asyncio.Task[None]] = set()
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        talks.add(task)
+        try:
+            with suppress(OSError):
+                up_reader, up_writer = await asyncio.open_connection(address.hostname, address.port or 80)
+                await asyncio.gather(_questions(reader, up_writer, tap), _answers(up_reader, writer, tap))
+        finally:
+            writer.close()
+            talks.discard(task)
+
+    server = await asyncio.start_server(talk, "127.0.0.1", 0)
+    host, port = server.sockets[0].getsockname()[:2]
+    tap.url = f"http://{host}:{port}{address.path}"
+    try:
+        yield tap
+    finally:
+        server.close()
+        for task in list(talks):
+            task.cancel()
+        await asyncio.gather(*talks, return_exceptions=True)
+
+
+async def _questions(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, tap: Tap) -> None:
+    while chunk := await reader.read(_CHUNK_BYTES):
+        if chunk.startswith(_QUESTIONS):
+            tap.questions += 1
+            tap.first_ns = tap.first_ns or time.monotonic_ns()
+        writer.write(chunk)
+        await writer.drain()
+    writer.close()
+
+
+async def _answers(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, tap: Tap) -> None:
+    while chunk := await reader.read(_CHUNK_BYTES):
+        if tap.first_ns is not None:
+            tap.last_ns = time.monotonic_ns()
+        writer.write(chunk)
+        await writer.drain()
+    writer.close()
