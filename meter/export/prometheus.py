@@ -50,7 +50,7 @@ LENIENT_BOUND, STRICT, LENIENT = "lenient_bound", "strict", "lenient"
 MAX_DEVICES = 64
 NO_FOOTPRINT = Footprint()
 
-_EXEMPLAR_LABEL = "request_id"
+EXEMPLAR_LABEL = "request_id"
 
 
 class Metrics:
@@ -386,4 +386,4 @@ def _per_token(window: Window, now_s: float) -> float | None:
 
 def _exemplar(public_id: str | None, value: float) -> str:
     name = printable(public_id)
-    return "" if name is None else exemplar_of(_EXEMPLAR_LABEL, name, value, time.time())
+    return "" if name is None else exemplar_of(EXEMPLAR_LABEL, name, value, time.time())

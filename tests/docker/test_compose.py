@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from etameter.cli import main
+from etameter.export.prometheus import EXEMPLAR_LABEL
 
 pytestmark = pytest.mark.unit
 
@@ -84,8 +85,11 @@ def test_what_is_mounted_exists() -> None:
 
 def test_prometheus_scrapes_services_that_exist() -> None:
     jobs = yaml.safe_load((FOLDER / "prometheus.yml").read_text())["scrape_configs"]
-    targets = [target for job in jobs for each in job["static_configs"] for target in each["targets"]]
-    assert sorted(target.partition(":")[0] for target in targets) == ["dcgm-exporter", "meter", "server"]
+    targets = [target for job in jobs for each in job.get("static_configs", ()) for target in each["targets"]]
+    assert sorted(target.partition(":")[0] for target in targets) == ["meter", "server"]
+    assert not any("profiles" in SERVICES[target.partition(":")[0]] for target in targets), "it would be down for ever"
+    [looked_up] = [each for job in jobs for each in job.get("dns_sd_configs", ())]
+    assert (looked_up["names"], SERVICES["dcgm-exporter"]["profiles"]) == (["dcgm-exporter"], ["dcgm"])
     for name, port in (("meter", "9430"), ("server", "8000")):
         assert f"{name}:{port}" in targets
         assert f"EXPOSE {port}" in DOCKERFILE
@@ -106,6 +110,11 @@ def test_grafana_finds_its_source_and_its_dashboards() -> None:
     provisioning = FOLDER / "grafana" / "provisioning"
     [source] = yaml.safe_load((provisioning / "datasources" / "prometheus.yaml").read_text())["datasources"]
     assert source["url"] == "http://prometheus:9090"
+    [exemplar] = source["jsonData"]["exemplarTraceIdDestinations"]
+    assert exemplar["name"] == EXEMPLAR_LABEL
+    address, _, value = exemplar["url"].partition("/energy/")
+    assert address.removeprefix("http://").replace("localhost", "127.0.0.1") + ":9430" in SERVICES["meter"]["ports"]
+    assert value == "$${__value.raw}"  # Grafana takes a single $ for a variable of its environment
     [provider] = yaml.safe_load((provisioning / "dashboards" / "etameter.yaml").read_text())["providers"]
     folder = provider["options"]["path"]
     assert f"../dashboards/json:{folder}:ro" in SERVICES["grafana"]["volumes"]
