@@ -6,6 +6,7 @@ Whoever audits has one job at a time, and one request of it in flight; it is tol
 """
 
 import hashlib
+import math
 import os
 import time
 from collections import OrderedDict
@@ -105,6 +106,7 @@ class Auditing:
         self._send: Send | None = None
         self._job: Job | None = None
         self._paused = False
+        self._paused_s = 0.0
         self._jobs = 0
         self._busy_s = self._free_s = clock()
         self._next_task_s = clock() + TASK_EVERY_S / 2
@@ -155,7 +157,8 @@ class Auditing:
             if self._is_idle():
                 self._paused = False
                 self._send({"type": "go"})
-            elif self._job is not None and now_s - self._busy_s > OLDEST_S:
+            elif now_s - self._paused_s > OLDEST_S:
+                self._paused_s = math.inf
                 self._send({"type": "drop"})
         elif self._job is None and now_s >= self._free_s:
             self._begin()
@@ -223,7 +226,7 @@ class Auditing:
         self._busy_s = self._clock()
         if self._job is not None and not self._paused and self._uses_server(self._job.kind):
             assert self._send is not None
-            self._paused = True
+            self._paused, self._paused_s = True, self._busy_s
             self._send({"type": "pause"})
 
     def _end(self) -> None:

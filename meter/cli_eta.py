@@ -67,6 +67,24 @@ def eta_audit(
     return 0
 
 
+def audits(
+    url: Annotated[str, typer.Option(help="The served model, started with etameter.")] = "http://127.0.0.1:8000",
+    socket: Annotated[Path | None, typer.Option(metavar="FILE", help="Socket of the meter.")] = None,
+    config_file: Annotated[
+        Path | None, typer.Option("--config", metavar="FILE", help="Read this file instead of ./etameter.toml.")
+    ] = None,
+) -> int:
+    """Make the audits that the meter wants: judge sampled responses, and ask fresh tasks, while the server has nothing else to do.
+
+    `etameter serve` runs this by itself where `[meter] classify` is set. A server that wants a key is shown VLLM_API_KEY, another judge ETAMETER_JUDGE_API_KEY.
+    """
+    from . import config
+    from .prompts import auditor
+
+    auditor.run(config.load(config_file), url, socket or config.socket_path())
+    return 130
+
+
 @eta.command("evaluate")
 def eta_evaluate(
     file: Annotated[

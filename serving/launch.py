@@ -89,6 +89,7 @@ def _serve(model: str, options: Sequence[str], settings: config.Config, config_f
         if not settings.serve.meter:
             meter = f"for a meter of {' '.join(f'--ring {ring}' for ring in rings)}"
         say(f"serving {model} on http://{host}:{port}, {meter}")
+        start_audits(supervisor, settings, (host, port), config_file, api_key=_value_of("--api-key", options))
         while True:
             supervisor.tend()
             time.sleep(_POLL_S)
@@ -120,6 +121,35 @@ def start_metering(
     supervisor.start(metering)
     supervisor.wait_ready(metering, _METER_START_S)
     said.release()
+
+
+def start_audits(
+    supervisor: Supervisor,
+    settings: config.Config,
+    at: tuple[str, int],
+    config_file: Path | None,
+    api_key: str | None = None,
+) -> None:
+    """Starts what audits η beside the meter, where the configuration wants that. `at`: where the server listens that wants `api_key`."""
+    if not (settings.serve.meter and settings.meter.classify and settings.eta.deep != "off"):
+        return
+    host, port = local(at[0]), at[1]
+    argv = [
+        sys.executable,
+        "-m",
+        "etameter",
+        "audits",
+        "--url",
+        f"http://{f'[{host}]' if ':' in host else host}:{port}",
+    ]
+    if config_file is not None:
+        argv += ["--config", str(config_file)]
+    environment = dict(environ) | {
+        "ETAMETER_METER__CLASSIFY": "true",
+        "ETAMETER_ETA__DEEP": settings.eta.deep,
+        **({} if api_key is None else {"VLLM_API_KEY": api_key}),
+    }
+    supervisor.start(Service("audits", argv, environment, vital=False, grace_s=_METER_GRACE_S, sink=_pass_on))
 
 
 class _HeldBack:
@@ -255,9 +285,8 @@ def engine_service(
         *_MIDDLEWARE,
         *options,
     ]
-    return Service(
-        "vLLM", argv, environment, vital=True, grace_s=_ENGINE_GRACE_S, ready=lambda: answers(host, port), sink=sink
-    )
+    grace_s = _ENGINE_GRACE_S + (_number(options, "--shutdown-timeout") or 0)  # within which vLLM lets requests end
+    return Service("vLLM", argv, environment, vital=True, grace_s=grace_s, ready=lambda: answers(host, port), sink=sink)
 
 
 def _is_for_cpus() -> bool:
@@ -319,14 +348,18 @@ def board_service(engine: str, profile: str, sink: Callable[[str], None]) -> Ser
 
 def answers(host: str, port: int) -> bool:
     """Whether a server that listens on host:port answers GET /health with 200."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
-    connection = http.client.HTTPConnection(host, port, timeout=2.0)
+    connection = http.client.HTTPConnection(local(host), port, timeout=2.0)
     with closing(connection):
         try:
             connection.request("GET", "/health")
             return connection.getresponse().status == http.client.OK
         except (OSError, http.client.HTTPException):
             return False
+
+
+def local(host: str) -> str:
+    """Where a server that listens on `host` can be asked from here."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
 
 
 def _pass_on(line: str) -> None:

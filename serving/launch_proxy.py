@@ -90,6 +90,7 @@ def _proxy(place: Place, settings: config.Config, config_file: Path | None) -> N
         _allow_many_streams()
         proxy = Proxy(upstream, Arrivals(TokenSteps(ring)))
         told = f"metering {model} at {upstream} on http://{place.host}:{place.port}, {meter}"
+        launch.start_audits(supervisor, settings, (place.host, place.port), config_file)
         asyncio.run(_serve(proxy, place, supervisor, told))
 
 
