@@ -91,6 +91,14 @@ def test_only_an_eager_engine_for_cpus_is_kept_from_compiling(
     assert ("VLLM_CPU_KVCACHE_SPACE" in environment) == version.endswith("cpu")
 
 
+def test_vllm_has_the_time_that_it_gives_its_requests_to_end() -> None:
+    usual, longer = (
+        launch.engine_service("m", options, config.load(None), None).grace_s
+        for options in ([], ["--shutdown_timeout=60"])
+    )
+    assert longer == usual + 60
+
+
 @pytest.mark.parametrize("port", ["x", "0", "65536", "-1"])
 def test_a_port_that_is_none_is_refused(port: str) -> None:
     with pytest.raises(ConfigError, match="is no port"):
