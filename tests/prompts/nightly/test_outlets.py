@@ -1,0 +1,156 @@
+import http.server
+import json
+import shutil
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as ET
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from etameter.errors import NightError
+from etameter.prompts.nightly import outlets
+from etameter.prompts.nightly.night import Night
+from etameter.prompts.nightly.page import page
+from etameter.prompts.nightly.verdict import judge
+from etameter.prompts.nightly.wording import sentences
+
+from .laid_out import figure, run
+
+pytestmark = pytest.mark.unit
+
+
+def night(day: int, value: float | None, **told: Any) -> Night:
+    ends = {"low": None, "high": None} if value is None else {"low": 0.997 * value, "high": 1.003 * value}
+    figures = (figure(value=value, **ends), figure(metric="tokens_per_s", value=100.0, low=99.0, high=101.0))
+    return Night(run(run_id=f"202611{day:02}T020000Z-0a1b2c3d", **told), (), figures)
+
+
+BEFORE = [night(1, 3.0), night(2, 3.01), night(3, 3.0)]
+WORSE = night(4, 3.3, vllm="0.33.0")
+VERDICT = judge(BEFORE, WORSE)
+
+
+def test_sentences_say_what_how_much_and_since_when() -> None:
+    said = sentences(WORSE.run, VERDICT)
+    assert all(sentence.startswith("Simulated: ") for sentence in said)
+    assert said[0] == "Simulated: Regression: energy for the same work went up."
+    assert "batch-8 j_per_token: worse, +9.9 % against the 3 nights before" in said[1]
+    assert "In the same night: vLLM: 0.32.0, then 0.33.0." in said[2]
+
+
+@pytest.mark.parametrize(
+    ("before", "tonight", "expected"),
+    [
+        ([], night(1, 3.0), "This is the first night of nightly"),
+        (BEFORE, night(4, 3.0, power_cap_w=300.0), "Power cap: None, then 300.0."),
+        (
+            BEFORE,
+            night(4, 3.0, status="unstable", reason="power never levelled", remedy="warm up for longer"),
+            "power never levelled. Simulated: Warm up for longer.",
+        ),
+        (BEFORE, night(4, 3.0), "Same: energy for the same work lies within 5 %"),
+        (BEFORE, night(4, None), "batch-8 j_per_token: not known"),
+    ],
+)
+def test_each_verdict_has_its_words(before: list[Night], tonight: Night, expected: str) -> None:
+    assert expected in " ".join(sentences(tonight.run, judge(before, tonight)))
+
+
+def test_markdown_is_marked_and_escaped() -> None:
+    text = outlets.markdown(night(4, 3.3, model="a|b<script>"), VERDICT)
+    assert "**SIMULATED: no joule or watt here is a measurement of hardware.**" in text
+    assert "| batch-8 j\\_per\\_token | 3.3 J/token | +9.9 % |" in text
+    assert "a\\|b\\<script\\>" in text
+
+
+def test_junit_fails_for_a_regression_alone() -> None:
+    suite = ET.fromstring(outlets.junit(WORSE, VERDICT))
+    assert (suite.get("tests"), suite.get("failures"), suite.get("errors")) == ("2", "1", "0")
+    [failure] = suite.findall("testcase/failure")
+    assert failure.get("message", "").startswith("simulated: batch-8 j_per_token: worse")
+    unlike = night(4, 3.0, seed=9)
+    suite = ET.fromstring(outlets.junit(unlike, judge(BEFORE, unlike)))
+    assert (suite.get("tests"), suite.get("failures"), suite.get("errors")) == ("1", "0", "1")
+
+
+def test_the_textfile_is_prometheus_text(tmp_path: Path) -> None:
+    unknown = night(4, None)
+    text = outlets.textfile(unknown, judge(BEFORE, unknown))
+    families = {family.name: family for family in text_string_to_metric_families(text)}
+    [known] = families["etameter_nightly_figure"].samples
+    assert (known.labels["metric"], known.labels["source"], known.value) == ("tokens_per_s", "simulated", 100.0)
+    assert "j_per_token" not in {
+        sample.labels["metric"] for sample in families["etameter_nightly_change_ratio"].samples
+    }
+    outlets.write_textfile(tmp_path, text)
+    assert [path.name for path in tmp_path.iterdir()] == ["etameter_nightly.prom"]
+    if shutil.which("promtool"):
+        checked = subprocess.run(
+            ["promtool", "check", "metrics"], input=text, text=True, capture_output=True, check=False
+        )
+        assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_the_exit_code_is_that_of_the_verdict() -> None:
+    assert 'etameter_nightly_exit_code{name="nightly",source="simulated"} 3' in outlets.textfile(WORSE, VERDICT)
+
+
+def test_the_page_loads_nothing_and_is_marked() -> None:
+    text = page(WORSE, VERDICT, BEFORE)
+    assert "<script" not in text
+    assert "http://" not in text.replace("http://www.w3.org", "")
+    assert "SIMULATED: no joule or watt here is a measurement of hardware." in text
+    assert "batch-8 j_per_token" in text
+    assert text.count("<svg") == 1
+
+
+class _Receiver(http.server.BaseHTTPRequestHandler):
+    taken: list[tuple[str, str, str]]
+    status = 200
+
+    def do_PUT(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        self.taken.append((self.command, self.path, body))
+        self.send_response(self.status)
+        self.end_headers()
+
+    do_POST = do_PUT  # noqa: N815  # so http.server wants it
+
+    def log_request(self, code: object = "-", size: object = "-") -> None:
+        pass
+
+
+@pytest.fixture
+def receiver() -> Iterator[tuple[str, type[_Receiver]]]:
+    handler = type("Receiver", (_Receiver,), {"taken": []})
+    with http.server.HTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}", handler
+        server.shutdown()
+        thread.join()
+
+
+def test_a_pushgateway_and_a_webhook_get_it(receiver: tuple[str, type[_Receiver]]) -> None:
+    url, handler = receiver
+    outlets.push(url + "/", "nightly", "some text\n")
+    outlets.call(url + "/hook?token=secret", outlets.told(WORSE, VERDICT))
+    (put, where, text), (post, hook, body) = handler.taken
+    assert (put, where, text) == ("PUT", "/metrics/job/etameter_nightly/name/nightly", "some text\n")
+    assert (post, hook) == ("POST", "/hook?token=secret")
+    assert json.loads(body)["word"] == "regression"
+    assert json.loads(body)["source"] == "simulated"
+
+
+def test_what_is_not_taken_is_told_without_its_secret(receiver: tuple[str, type[_Receiver]]) -> None:
+    url, handler = receiver
+    handler.status = 403
+    with pytest.raises(NightError, match=r"127\.0\.0\.1:\d+ did not take the verdict \(HTTP 403\)") as refused:
+        outlets.call(url + "/hook?token=secret", {})
+    assert "secret" not in str(refused.value)
+    with pytest.raises(NightError, match="does not begin with http"):
+        outlets.call("file:///etc/passwd?token=secret", {})
