@@ -9,7 +9,8 @@ import contextlib
 import json
 import logging
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, Final
@@ -19,6 +20,7 @@ import aiohttp
 from etameter import config
 from etameter.auditing import AUDIT
 from etameter.errors import ConfigError, EngineError
+from etameter.records import weakest
 from etameter.slack.judge import Question
 
 from . import audit_task
@@ -34,6 +36,8 @@ MOST_INTERRUPTIONS: Final = 8
 """Of one request; then the job is given up."""
 LINE_LIMIT_BYTES: Final = 2 << 20
 AWAY_S: Final = 2.0
+SETTLE_S: Final = 10.0
+"""Another server's receipts are waited for so long."""
 _NICE: Final = 10
 
 
@@ -136,13 +140,24 @@ class Auditor:
         answers = judgement.answers
         if self._judge is self._served:
             return {**told, "receipts": [each.receipt_id for each in answers if each.receipt_id is not None]}
-        energies = [each.energy for each in answers if each.energy is not None]
-        if energies and len(energies) == len(answers):
-            told |= {
-                "energy_j": float(sum(each["energy_joules"] for each in energies)),
-                "source": energies[0]["source"],
-            }
-        return told
+        return {**told, **await self._took(answers)}
+
+    async def _took(self, answers: Sequence[Answer]) -> dict[str, object]:
+        """What another server says that its answers took; nothing where it doesn't of each of them."""
+        deadline_s = time.monotonic() + SETTLE_S
+        energies = []
+        try:
+            for each in answers:
+                if each.receipt_id is None:
+                    return {}
+                energies.append((await self._judge.settled(each.receipt_id, deadline_s))[0])
+        except (ValueError, EngineError, aiohttp.ClientError, TimeoutError):
+            return {}
+        known = [each for each in energies if each is not None]
+        if not known or len(known) < len(energies):
+            return {}
+        joules = sum(float(each["energy_joules"]) for each in known)
+        return {"energy_j": joules, "source": weakest(frozenset(each["source"] for each in known))}
 
     async def _asked(self, body: Mapping[str, Any]) -> Answer:
         return await self._ask(self._served, body)

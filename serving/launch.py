@@ -134,21 +134,11 @@ def start_audits(
     if not (settings.serve.meter and settings.meter.classify and settings.eta.deep != "off"):
         return
     host, port = local(at[0]), at[1]
-    argv = [
-        sys.executable,
-        "-m",
-        "etameter",
-        "audits",
-        "--url",
-        f"http://{f'[{host}]' if ':' in host else host}:{port}",
-    ]
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    argv = [sys.executable, "-m", "etameter", "audits", "--url", url]
     if config_file is not None:
         argv += ["--config", str(config_file)]
-    environment = dict(environ) | {
-        "ETAMETER_METER__CLASSIFY": "true",
-        "ETAMETER_ETA__DEEP": settings.eta.deep,
-        **({} if api_key is None else {"VLLM_API_KEY": api_key}),
-    }
+    environment = dict(environ) | ({} if api_key is None else {"VLLM_API_KEY": api_key})
     supervisor.start(Service("audits", argv, environment, vital=False, grace_s=_METER_GRACE_S, sink=_pass_on))
 
 
