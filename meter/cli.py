@@ -12,7 +12,7 @@ import typer
 
 from .cli_ab import NOT_COMPARABLE, Json, Profile, ab
 from .cli_arithmetic import arithmetic
-from .cli_eta import eta
+from .cli_eta import audits, eta
 from .cli_proxy import proxy
 from .errors import ConfigError, CounterError, EngineError, EtameterError
 
@@ -369,6 +369,7 @@ def play(
 
 
 app.command()(proxy)
+app.command()(audits)
 app.command()(ab)
 app.command()(arithmetic)
 
