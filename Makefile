@@ -79,6 +79,7 @@ check: $(DEV)  ## look for stale documents and dashboards, and for metrics and r
 	$(BIN)/python -m docs.generate --check
 	$(BIN)/python -m etameter.dashboards --check
 	$(BIN)/python -m docs.grafana_pictures --check
+	$(BIN)/python -m docs.live_pictures --check
 	$(BIN)/python -m docs.figures --check
 	@if command -v promtool > /dev/null; then promtool check metrics < tests/meter/export/exposition.txt && \
 		promtool check rules dashboards/rules/*.yaml && promtool test rules tests/dashboards/rules/*.yaml; \
@@ -95,7 +96,7 @@ docker-check: $(DOCKER) $(DEV)  ## check images, chart and patch as far as that 
 	$(BIN)/helm lint --strict --set model=any $(CHART)
 	$(BIN)/python -m pytest tests/docker -m unit -n 2
 
-dist: $(BIN)/python  ## build wheel and sdist, and try the wheel alone in an empty environment
+dist: $(BIN)/python  ## build wheel and sdist, and try each alone in an empty environment
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check build twine
 	rm -rf dist && $(BIN)/python -m build --outdir dist .
 	$(BIN)/python -m twine check --strict dist/*
@@ -103,6 +104,8 @@ dist: $(BIN)/python  ## build wheel and sdist, and try the wheel alone in an emp
 	$(VENV)/alone/bin/python -m pip install --quiet --disable-pip-version-check dist/*.whl
 	cd / && $(abspath $(VENV))/alone/bin/etameter replay
 	cd / && $(abspath $(VENV))/alone/bin/etameter doctor; case $$? in 0 | 2) ;; *) exit 1 ;; esac
+	$(VENV)/alone/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall dist/*.tar.gz
+	cd / && $(abspath $(VENV))/alone/bin/etameter replay > /dev/null
 
 screenshots: $(DEV)  ## draw dashboards and live page (Debian's chromium, prometheus, npm; 10 minutes)
 	$(BIN)/python -m docs.grafana_pictures

@@ -113,7 +113,8 @@ def appears(page: Page, selector: str, pattern: str) -> str:
 
 
 def filled(page: Page) -> None:
-    """Wait until a wordy response is settled and classified."""
+    """Wait until a wordy response is settled and classified, and one was cut off."""
+    appears(page, "#arms", "truncated")
     appears(page, "#requests", "unconstrained")
     appears(page, "#arms", "slack:")
 
@@ -224,7 +225,7 @@ def test_no_receipt_and_no_text_leave_the_meter(stand: Stand) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("width", "scheme"),
-    [(390, "light"), (390, "dark"), (800, "light"), (1120, "light"), (1600, "light"), (1600, "dark")],
+    [(390, "light"), (390, "dark"), (800, "light"), (1060, "light"), (1280, "light"), (1440, "light"), (1600, "dark")],
 )
 def test_it_fits_and_can_be_read(browser: Browser, stand: Stand, scheme: str, width: int) -> None:
     with page_of(browser, stand, viewport={"width": width, "height": 844}, color_scheme=scheme) as page:
