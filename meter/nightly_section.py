@@ -11,6 +11,7 @@ _Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,
 _AtOnce = Annotated[int, Field(ge=1, le=4096)]
 _Rate = Annotated[float, Field(gt=0.0, le=10_000.0, allow_inf_nan=False)]
 _Watts = Annotated[float, Field(ge=10.0, le=5000.0, allow_inf_nan=False)]
+_Address = Annotated[str, StringConstraints(pattern=r"^https?://[^\s/]+\S*$")]
 _Clock = Annotated[int, Field(ge=100, le=10_000)]
 
 
@@ -117,6 +118,15 @@ class NightlySection(BaseModel):
         default=None, gt=0.0, allow_inf_nan=False, description="The run ends cleanly after so many joules."
     )
 
+    textfile: Path | None = Field(
+        default=None, description="Folder of node_exporter's textfile collector, for the last night's figures."
+    )
+    pushgateway: _Address | None = Field(default=None, description="Pushgateway that gets the same.")
+    webhook: _Address | None = Field(
+        default=None,
+        description="Address that the verdict is posted to as JSON. It may hold a secret, and is not told.",
+    )
 
-HOUSEKEEPING = frozenset({"runs", "budget_s", "budget_j"})
+
+HOUSEKEEPING = frozenset({"runs", "budget_s", "budget_j", "textfile", "pushgateway", "webhook"})
 """Keys that two nights need not have in common."""

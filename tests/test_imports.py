@@ -58,9 +58,10 @@ LAYERS: tuple[frozenset[str], ...] = (
         }
         | {"etameter.arithmetic", "etameter.arithmetic_command"}
         | {"etameter.check_report", "etameter.eta_command", "etameter.own_server", "etameter.audit_command"}
+        | {"etameter.branching_command"}
     ),
-    frozenset({"etameter.prompts.ab_command", "etameter.prompts.station"}),  # they start a server as the demo does
-    frozenset({"etameter.cli", "etameter.cli_ab", "etameter.cli_eta", "etameter.cli_arithmetic", "etameter.cli_proxy"}),
+    frozenset({"etameter.prompts.ab_command", "etameter.prompts.nightly.command", "etameter.prompts.station"}),  # they start a server as the demo does
+    frozenset({"etameter.cli", "etameter.cli_ab", "etameter.cli_eta", "etameter.cli_arithmetic", "etameter.cli_proxy", "etameter.cli_nightly", "etameter.cli_history"}),
     frozenset({"etameter.__main__", "etameter"}),  # the package's own door opens on `inline`
 )
 PURE = frozenset(
@@ -94,6 +95,7 @@ PURE = frozenset(
         "prompts.sample_size",
     }
     | {"prompts.sentences", "prompts.side_by_side", "prompts.stats", "prompts.verdict"}
+    | {"prompts.nightly.estimates", "prompts.nightly.figures", "prompts.nightly.steady", "prompts.nightly.windows"}
     | {"prompts.nightly.metrics", "prompts.nightly.rows", "prompts.nightly.noise", "prompts.nightly.shift", "prompts.nightly.verdict"}
 )
 OUTSIDE = frozenset(
@@ -169,7 +171,7 @@ def test_serving_knows_the_records_and_the_config_only(module: str) -> None:
 
 def test_one_module_knows_pynvml() -> None:
     knowing = {module for module, path in MODULES.items() if "pynvml" in _imports(module, path)}
-    assert knowing <= {"etameter.counters.nvml", "etameter.counters.nvml_facts"}
+    assert knowing <= {"etameter.counters.nvml", "etameter.counters.nvml_facts", "etameter.counters.nvml_limits"}
 
 
 @pytest.mark.parametrize("name", sorted(PURE))

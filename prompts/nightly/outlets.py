@@ -7,13 +7,14 @@ import json
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 from xml.etree import ElementTree as ET
 
 from etameter.errors import NightError
+from etameter.nightly_section import NightlySection
 
 from .night import Night
 from .verdict import Change, Verdict
@@ -124,6 +125,24 @@ def textfile(night: Night, verdict: Verdict) -> str:
         ),
     ]
     return "".join(f"{line}\n" for line in lines)
+
+
+def send(section: NightlySection, night: Night, verdict: Verdict) -> list[str]:
+    """Wherever the configuration says; what went wrong, a line for each."""
+    text = textfile(night, verdict)
+    ways: list[tuple[str | Path | None, Callable[[], None]]] = [
+        (section.textfile, lambda: write_textfile(section.textfile or Path(), text)),
+        (section.pushgateway, lambda: push(section.pushgateway or "", night.run.name, text)),
+        (section.webhook, lambda: call(section.webhook or "", told(night, verdict))),
+    ]
+    failed = []
+    for wanted, way in ways:
+        try:
+            if wanted is not None:
+                way()
+        except (NightError, OSError) as error:
+            failed.append(str(error))
+    return failed
 
 
 def write_textfile(folder: Path, text: str) -> None:

@@ -12,6 +12,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from etameter.errors import NightError
+from etameter.nightly_section import NightlySection
 from etameter.prompts.nightly import outlets
 from etameter.prompts.nightly.night import Night
 from etameter.prompts.nightly.page import page
@@ -154,3 +155,21 @@ def test_what_is_not_taken_is_told_without_its_secret(receiver: tuple[str, type[
     assert "secret" not in str(refused.value)
     with pytest.raises(NightError, match="does not begin with http"):
         outlets.call("file:///etc/passwd?token=secret", {})
+
+
+def test_it_is_sent_wherever_the_configuration_says(receiver: tuple[str, type[_Receiver]], tmp_path: Path) -> None:
+    url, handler = receiver
+    section = NightlySection(textfile=tmp_path, pushgateway=url, webhook=f"{url}/hook")
+    assert outlets.send(section, WORSE, VERDICT) == []
+    assert [method for method, _, _ in handler.taken] == ["PUT", "POST"]
+    assert (tmp_path / outlets.TEXTFILE).read_text() == handler.taken[0][2]
+    assert outlets.send(NightlySection(), WORSE, VERDICT) == []
+
+
+def test_what_can_not_be_sent_keeps_nothing_else_back(receiver: tuple[str, type[_Receiver]], tmp_path: Path) -> None:
+    url, handler = receiver
+    section = NightlySection(textfile=tmp_path / "none", pushgateway="http://127.0.0.1:9", webhook=f"{url}/hook")
+    first, second = outlets.send(section, WORSE, VERDICT)
+    assert "none" in first
+    assert "127.0.0.1:9 did not take the verdict" in second
+    assert [method for method, _, _ in handler.taken] == ["POST"]
