@@ -1,7 +1,7 @@
 """Draws the pictures of the dashboards in docs/images: `python -m docs.grafana_pictures`, or `make screenshots`.
 
 It needs Debian's chromium and prometheus, and npm for Grafana's UI components (half a gigabyte), and takes five minutes. A simulated board
-follows a made-up engine meanwhile, so every figure in them is simulated, and says so.
+follows a made-up engine meanwhile, and audits are made up, so every figure in them is simulated, and says so.
 
 `--check` needs none of that: it says which pictures are of dashboards that have changed since, and exits 1.
 """
@@ -19,6 +19,7 @@ import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from unittest import mock
 
 from etameter.dashboards.files import JSON
 from etameter.errors import EtameterError
@@ -29,6 +30,7 @@ IMAGES = HERE / "images"
 MANIFEST = IMAGES / "dashboards.json"
 CHROMIUM = "/usr/bin/chromium"
 LOAD_S = 200
+FOOTPRINT = {"ETAMETER_FOOTPRINT__PRICE": "finland", "ETAMETER_FOOTPRINT__GRAMS_PER_KWH": "380"}
 SHOWN_S = 180
 
 
@@ -88,15 +90,17 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
 def _shoot(directory: Path, address: str, stack: ExitStack) -> None:
     from playwright.sync_api import sync_playwright
 
+    from tests.dashboards import audited
     from tests.dashboards.scraped import Prometheus
     from tests.meter.export.stand import Stand
 
     def complain(error: object) -> None:
         sys.stderr.write(f"{error}\n")
 
+    stack.enter_context(mock.patch.dict(os.environ, FOOTPRINT))
     stand = Stand(directory, stack)
     stand.engine()
-    prometheus = Prometheus(directory, f"127.0.0.1:{stand.port}", stack)
+    prometheus = Prometheus(directory, (f"127.0.0.1:{stand.port}", audited.served(stack)), stack)
     time.sleep(LOAD_S)
     options = ["--no-sandbox"] if os.getuid() == 0 else []
     browser = stack.enter_context(sync_playwright()).chromium.launch(executable_path=CHROMIUM, args=options)

@@ -7,6 +7,7 @@ import subprocess
 import time
 import urllib.parse
 import urllib.request
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,13 @@ SPANS = {"$__rate_interval": "15s", "$__interval": "5s", "$__range": "5m"}
 
 
 class Prometheus:
-    """Scrapes `target` every second, until `stack` ends."""
+    """Scrapes `targets` every second, until `stack` ends."""
 
-    def __init__(self, directory: Path, target: str, stack: ExitStack) -> None:
+    def __init__(self, directory: Path, targets: Sequence[str], stack: ExitStack) -> None:
+        self._targets = len(targets)
         binary = shutil.which("prometheus")
         assert binary is not None
-        static = [{"targets": [target], "labels": {"environment": "demo"}}]
+        static = [{"targets": list(targets), "labels": {"environment": "demo"}}]
         config = {
             "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
             "rule_files": [str(path) for path in sorted(RULES.glob("*.yaml"))],
@@ -56,6 +58,6 @@ class Prometheus:
 
     def ready(self) -> bool:
         try:
-            return bool(self.asked("query", query="up == 1")["result"])
+            return len(self.asked("query", query="up == 1")["result"]) == self._targets
         except OSError:
             return False
