@@ -153,6 +153,8 @@ class Lines:
             wasted=nobody,
             ready=nobody,
             answer=lambda _: (ENERGY, None),
+            audits=nobody,
+            gone=nobody,
         )
         transport = SimpleNamespace(is_closing=lambda: False, get_write_buffer_size=lambda: 0)
         self._writer: Any = SimpleNamespace(transport=transport, write=self._count)
@@ -221,8 +223,12 @@ class Responses:
         self._content = b"text/event-stream" if streamed else b"application/json"
         cuts = sorted(dice.randrange(len(data) + 1) for _ in range(dice.randrange(6)))
         self._pieces = [data[a:b] for a, b in zip([0, *cuts], [*cuts, len(data)], strict=True)]
+        if dice.random() < 0.3:  # as servers send them
+            self._pieces = data.replace(b"\n\n", b"\n\n\0").split(b"\0")
+            data = b"".join(self._pieces)
         self._sent = []
-        request = bent(b'{"model":"m","n":2,"messages":[{"role":"user","content":"x"}],"stream":true}', dice)
+        choices = dice.choice((b"1", b"2"))
+        request = bent(b'{"model":"m","n":' + choices + b',"messages":[{"role":"user","content":"x"}]}', dice)
 
         async def receive() -> Any:
             return {"type": "http.request", "body": request}

@@ -95,6 +95,26 @@ def relay(upstream: str) -> Any:
     return Starlette(routes=[Route("/{path:path}", passing, methods=["GET", "POST"])])
 
 
+def wrapped(application: Any) -> Any:
+    """The least that a middleware can be which sees what is sent: it hands on."""
+
+    async def around(scope: Any, receive: Any, send: Any) -> None:
+        def hand_on(message: Any) -> Any:
+            return send(message)
+
+        await application(scope, receive, hand_on)
+
+    return around
+
+
+def metered(application: Any) -> Any:
+    from etameter.serving.middleware import EnergyMiddleware
+
+    middleware = EnergyMiddleware(application)
+    middleware.in_band = True
+    return middleware
+
+
 def run_role(role: str, port: int, upstream: str) -> None:
     """A process of the benchmark."""
     if role == "meter":
@@ -105,18 +125,16 @@ def run_role(role: str, port: int, upstream: str) -> None:
         ProxyServer(("127.0.0.1", port), upstream, meters=[]).serve_forever()
     import uvicorn
 
-    from etameter.serving.middleware import EnergyMiddleware
-
     sys.modules["vllm"] = None  # type: ignore[assignment]  # its ids are not what is measured, and it takes long to import
     applications: dict[str, Callable[[], Any]] = {
         "answering": lambda: answering,
+        "answering, metered": lambda: metered(answering),
         "relay": lambda: relay(upstream),
         "trivial": lambda: trivial_application,
-        "metered": lambda: EnergyMiddleware(trivial_application),
+        "trivial, wrapped": lambda: wrapped(trivial_application),
+        "trivial, metered": lambda: metered(trivial_application),
     }
     application = applications[role]()
-    if role == "metered":
-        application.in_band = True
     uvicorn.run(application, host="127.0.0.1", port=port, log_level="error", lifespan="off", timeout_keep_alive=60)
 
 

@@ -11,7 +11,9 @@ import argparse
 import asyncio
 import contextlib
 import gc
+import importlib
 import json
+import multiprocessing
 import os
 import platform
 import statistics
@@ -20,7 +22,8 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from importlib.util import find_spec
 from itertools import count, islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,6 +31,7 @@ from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from etameter.config import socket_path
 from etameter.serving import scheduler
 from etameter.serving.link import MeterLink
 from etameter.serving.middleware import EnergyMiddleware
@@ -48,8 +52,8 @@ HOOK_GOALS_US = (
 """Requests in a batch; how many of them are in the middle of their prefill; how many end in every step while as many begin; and the goal."""
 HOOK_STEPS = 64
 """In a round: short, because what else the machine does comes and goes."""
-CHUNK_GOAL_US = 5.0
-CHUNKS = 128
+CHUNK_GOAL_US, REQUEST_GOAL_US = 5.0, 60.0
+CHUNKS, FEW_CHUNKS = 128, 4
 PROMPT_TOKENS = 512
 
 METER_PORT = 9439
@@ -160,15 +164,11 @@ def hook_name(requests: int, prefilling: int, turnover: int) -> str:
 class SilentMeter:
     """Answers every question at once, so that what is measured is the middleware."""
 
-    def __init__(self) -> None:
-        self.answered = 0
-
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError):  # at the end it is hung up on
             while line := await reader.readline():
                 message = json.loads(line)
                 if message["type"] == "ask":
-                    self.answered += 1
                     answer = {"type": "energy", "receipt_id": message["receipt_id"], "energy": {"energy_joules": 1.0}}
                     writer.write(json.dumps(answer).encode() + b"\n")
         writer.close()
@@ -188,21 +188,26 @@ def chunk(text: str, finish_reason: str | None = None) -> bytes:
     return b"data: " + json.dumps(payload, separators=(",", ":")).encode() + b"\n\n"
 
 
-async def trivial_application(_: Any, receive: Any, send: Any) -> None:
-    """Streams an answer of `CHUNKS` chunks as fast as it can."""
-    await receive()
-    head = {
-        "type": "http.response.start",
-        "status": 200,
-        "headers": [(b"content-type", b"text/event-stream; charset=utf-8")],
-    }
-    await send(head)
-    for part in PARTS:
-        await send({"type": "http.response.body", "body": part, "more_body": True})
-    await send({"type": "http.response.body", "body": b"", "more_body": False})
+def streaming(parts: Sequence[bytes]) -> Any:
+    """An application that streams these as fast as it can."""
+
+    async def application(_: Any, receive: Any, send: Any) -> None:
+        await receive()
+        head = {
+            "type": "http.response.start",
+            "status": 200,
+            "headers": [(b"content-type", b"text/event-stream; charset=utf-8")],
+        }
+        await send(head)
+        for part in parts:
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    return application
 
 
 PARTS = [*(chunk(f" token {i}") for i in range(CHUNKS - 2)), chunk("", "stop"), b"data: [DONE]\n\n"]
+trivial_application = streaming(PARTS)
 SCOPE = {
     "type": "http",
     "method": "POST",
@@ -213,32 +218,65 @@ SCOPE = {
 BODY = json.dumps({"model": "model", "stream": True, "messages": [{"role": "user", "content": "word " * 200}]}).encode()
 
 
-async def middleware_us_per_chunk(rounds: int, responses: int) -> list[float]:
-    """Microseconds a chunk of a streamed response, its share of what the request costs included; one figure a round."""
-    meter = SilentMeter()
-    metered = EnergyMiddleware(trivial_application)
-    server = await asyncio.start_unix_server(meter.serve, metered.link.socket_path)
+async def middleware_us(parts: Sequence[bytes], rounds: int, responses: int) -> list[float]:
+    """Microseconds of processor time for a response of these parts, one figure a round. A meter is there already."""
+    application = streaming(parts)
+    metered = EnergyMiddleware(application)
     await connected(metered.link)
     metered.in_band = True  # there may be no vLLM here: its ids are not what is measured
+    ended: list[bytes] = []
 
     async def receive() -> Any:
         return {"type": "http.request", "body": BODY}
 
-    async def send(_: Any) -> None:
-        pass
+    async def send(message: Any) -> None:
+        if b"energy_joules" in message.get("body", b"")[-4096:]:
+            ended.append(message["body"])
 
     async def run(application: Any) -> float:
-        began = time.perf_counter_ns()
+        began = time.thread_time_ns()
         for _ in range(responses):
             await application(dict(SCOPE), receive, send)
-        return (time.perf_counter_ns() - began) / responses / CHUNKS / 1000
+        return (time.thread_time_ns() - began) / responses / 1000
 
-    differences = await paired(lambda: run(trivial_application), lambda: run(metered), rounds)
-    assert meter.answered, "the meter was asked"
+    differences = await paired(lambda: run(application), lambda: run(metered), rounds)
+    assert len(ended) == responses * (rounds + 1), "each had its energy"
     await metered.link.stop()
-    await asyncio.sleep(0.01)
-    server.close()
     return differences
+
+
+@contextlib.contextmanager
+def silent_meter() -> Iterator[None]:
+    """In a process of its own, so that its processor time is not the middleware's."""
+    meter = multiprocessing.get_context("spawn").Process(target=be_silent_meter, args=(socket_path(),), daemon=True)
+    meter.start()
+    yield
+    meter.terminate()
+    meter.join()
+
+
+def be_silent_meter(path: Path) -> None:
+    async def serve() -> None:
+        server = await asyncio.start_unix_server(SilentMeter().serve, path)
+        await server.serve_forever()
+
+    asyncio.run(serve())
+
+
+def middleware_figures(rounds: int, responses: int) -> list[dict[str, Any]]:
+    """What a chunk more costs, and what a request costs beside its chunks. In the event loop of vLLM's API server, where that is installed."""
+    factory = importlib.import_module("uvloop").new_event_loop if find_spec("uvloop") else None
+    with silent_meter(), asyncio.Runner(loop_factory=factory) as runner:
+        few, many = (
+            runner.run(middleware_us([*PARTS[: count - 2], *PARTS[-2:]], rounds, responses))
+            for count in (FEW_CHUNKS, CHUNKS)
+        )
+    chunks = [(more - less) / (CHUNKS - FEW_CHUNKS) for less, more in zip(few, many, strict=True)]
+    requests = [less - FEW_CHUNKS * one for less, one in zip(few, chunks, strict=True)]
+    return [
+        goal("middleware_us_per_chunk", chunks, CHUNK_GOAL_US),
+        goal("middleware_us_per_request", requests, REQUEST_GOAL_US),
+    ]
 
 
 async def connected(link: MeterLink) -> None:
@@ -403,12 +441,9 @@ def main() -> None:
             )
             for requests, prefilling, turnover, limit in HOOK_GOALS_US
         ]
-        per_chunk = asyncio.run(middleware_us_per_chunk(rounds, responses))
+        figures = [goal(name, values, limit) for name, limit, values in hook]
+        figures += middleware_figures(rounds, responses)
         gc.enable()
-        figures = [
-            *(goal(name, values, limit) for name, limit, values in hook),
-            goal("middleware_us_per_chunk", per_chunk, CHUNK_GOAL_US),
-        ]
         if not options.quick:
             from etameter.serving import small_model
 

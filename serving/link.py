@@ -6,8 +6,10 @@ What can't be sent is dropped and counted. Requests that are open when the conne
 import asyncio
 import contextlib
 import json
+import json.encoder
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +20,9 @@ LONGEST_BACKOFF_S = 2.0
 UNSENT_LIMIT_BYTES = 1 << 20
 """More than this waiting for a meter that does not read, and messages are dropped."""
 ANSWER_LIMIT_BYTES = 1 << 20
+
+_quoted = json.encoder.encode_basestring_ascii
+"""A text as JSON has it."""
 
 METER_AWAY = "meter_away"
 METER_LATE = "meter_late"
@@ -37,11 +42,11 @@ class MeterLink:
         self.socket_path = socket_path
         self.dropped = 0
         """Messages the meter will never get."""
-        self._writer: asyncio.StreamWriter | None = None
+        self._writer: asyncio.Transport | None = None
         self._connection: asyncio.Task[None] | None = None
         self._open: dict[str, str] = {}
         """Receipt id → arm."""
-        self._waiting: dict[tuple[str, str], asyncio.Future[Answer]] = {}
+        self._waiting: dict[tuple[str, str], list[asyncio.Future[Answer]]] = {}
 
     def start(self) -> None:
         """Connect, and reconnect for as long as the event loop runs. Has no effect when already started."""
@@ -67,51 +72,62 @@ class MeterLink:
 
     def said(self, receipt_id: str, texts: Mapping[str, object]) -> None:
         """What a request and its response say: for the meter to classify, not to keep."""
-        self._send({"type": "text", "receipt_id": receipt_id, **texts})
+        self._write(json.dumps({"type": "text", "receipt_id": receipt_id, **texts}) + "\n")
 
     def wasted(self, receipt_id: str, waste: str) -> None:
         """An answer was lost: `abandoned` by its client, or made anew (`retry`)."""
-        self._send({"type": "waste", "receipt_id": receipt_id, "waste": waste})
+        self._write(f'{{"type":"waste","receipt_id":{_quoted(receipt_id)},"waste":"{waste}"}}\n')
 
     def _announce(self, receipt_id: str, arm: str) -> None:
-        self._send({"type": "open", "receipt_id": receipt_id, "arm": arm})
+        self._write(f'{{"type":"open","receipt_id":{_quoted(receipt_id)},"arm":{_quoted(arm)}}}\n')
 
     def ask(self, receipt_id: str, public_id: str | None) -> asyncio.Future[Answer]:
         """The energy of a request that has just ended. The answer may never come: wait for it with `answer_in`."""
-        return self._question("energy", {"type": "ask", "receipt_id": receipt_id, "public_id": public_id})
+        public = "null" if public_id is None else _quoted(public_id)
+        return self._question(
+            "energy", receipt_id, f'{{"type":"ask","receipt_id":{_quoted(receipt_id)},"public_id":{public}}}\n'
+        )
 
     def receipt(self, receipt_id: str) -> asyncio.Future[Answer]:
         """The receipt of an earlier request."""
-        return self._question("receipt", {"type": "receipt", "receipt_id": receipt_id})
+        return self._question("receipt", receipt_id, f'{{"type":"receipt","receipt_id":{_quoted(receipt_id)}}}\n')
 
-    def _question(self, kind: str, message: Mapping[str, Any]) -> asyncio.Future[Answer]:
-        key = kind, message["receipt_id"]
-        asked = self._waiting.get(key)
-        if asked is not None:
-            return asked
+    def _question(self, kind: str, receipt_id: str, line: str) -> asyncio.Future[Answer]:
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         if self._writer is None:
             future.set_result(Answer(None, METER_AWAY))
-        elif not self._send(message):
+        elif not self._write(line):
             future.set_result(Answer(None, METER_LATE))
         else:
-            self._waiting[key] = future
-            future.add_done_callback(lambda _: self._waiting.pop(key, None))
+            key = kind, receipt_id
+            self._waiting.setdefault(key, []).append(future)
+            future.add_done_callback(lambda _: self._answered(key, future))
         return future
 
-    def _send(self, message: Mapping[str, Any]) -> bool:
+    def _answered(self, key: tuple[str, str], future: asyncio.Future[Answer]) -> None:
+        """Nobody waits for this one any more."""
+        asked = self._waiting[key]
+        asked.remove(future)
+        if not asked:
+            del self._waiting[key]
+
+    def _write(self, line: str) -> bool:
         writer = self._writer
-        if writer is None or writer.transport.get_write_buffer_size() > UNSENT_LIMIT_BYTES:
+        if writer is None or writer.get_write_buffer_size() > UNSENT_LIMIT_BYTES:
             self.dropped += 1
             return False
-        writer.write(json.dumps(message, separators=(",", ":")).encode() + b"\n")
+        writer.write(line.encode())
         return True
 
     async def _stay_connected(self) -> None:
+        loop = asyncio.get_running_loop()
         backoff_s = FIRST_BACKOFF_S
         while True:
+            closed: asyncio.Future[None] = loop.create_future()
             try:
-                reader, writer = await asyncio.open_unix_connection(self.socket_path, limit=ANSWER_LIMIT_BYTES)
+                writer, _ = await loop.create_unix_connection(
+                    partial(_Lines, self._take, closed), str(self.socket_path)
+                )
             except OSError:
                 await asyncio.sleep(backoff_s)
                 backoff_s = min(2 * backoff_s, LONGEST_BACKOFF_S)
@@ -121,19 +137,15 @@ class MeterLink:
             for receipt_id, arm in self._open.items():
                 self._announce(receipt_id, arm)
             try:
-                await self._read(reader)
+                await closed
             except (OSError, ValueError) as failure:  # ValueError: a line that is no answer, or one too long
                 logger.warning("etameter: the meter's socket: %s", failure)
             finally:
                 self._writer = None
-                writer.transport.abort()
-                for future in list(self._waiting.values()):
+                writer.abort()
+                for future in [each for asked in self._waiting.values() for each in asked]:
                     _resolve(future, Answer(None, METER_AWAY))
             await asyncio.sleep(backoff_s)
-
-    async def _read(self, reader: asyncio.StreamReader) -> None:
-        while line := await reader.readline():
-            self._take(line)
 
     def _take(self, line: bytes) -> None:
         """An answer. Raises ValueError for what is none."""
@@ -143,9 +155,35 @@ class MeterLink:
             message = None
         if not isinstance(message, dict) or not isinstance(message.get("energy"), dict | None):
             raise ValueError(f"a line of {len(line)} bytes is no answer")  # noqa: TRY004  # of the wire, not of a caller
-        future = self._waiting.get((str(message.get("type")), str(message.get("receipt_id"))))
-        if future is not None:
+        for future in self._waiting.get((str(message.get("type")), str(message.get("receipt_id"))), ()):
             _resolve(future, Answer(message.get("energy"), message.get("reason")))
+
+
+class _Lines(asyncio.Protocol):
+    """Hands each line on to `take` until it raises ValueError, there is one too long, or the connection ends; `closed` says why, if it was no proper end."""
+
+    def __init__(self, take: Callable[[bytes], None], closed: asyncio.Future[None]) -> None:
+        self._take = take
+        self._closed = closed
+        self._begun = b""
+
+    def data_received(self, data: bytes) -> None:
+        *lines, self._begun = (self._begun + data).split(b"\n")
+        try:
+            for line in lines:
+                self._take(line)
+        except ValueError as failure:
+            self.connection_lost(failure)
+        if len(self._begun) > ANSWER_LIMIT_BYTES:
+            self.connection_lost(ValueError(f"a line of more than {ANSWER_LIMIT_BYTES} bytes is no answer"))
+
+    def connection_lost(self, failure: Exception | None) -> None:
+        if self._closed.done():
+            return
+        if failure is None:
+            self._closed.set_result(None)
+        else:
+            self._closed.set_exception(failure)
 
 
 def _resolve(future: asyncio.Future[Answer], answer: Answer) -> None:
@@ -155,8 +193,8 @@ def _resolve(future: asyncio.Future[Answer], answer: Answer) -> None:
 
 async def answer_in(timeout_s: float, question: asyncio.Future[Answer]) -> Answer:
     """The meter's answer, if it comes within `timeout_s`."""
-    done, _ = await asyncio.wait((question,), timeout=timeout_s)
-    if done:
-        return question.result()
-    _resolve(question, Answer(None, METER_LATE))
-    return question.result()
+    late = asyncio.get_running_loop().call_later(timeout_s, _resolve, question, Answer(None, METER_LATE))
+    try:
+        return await question
+    finally:
+        late.cancel()

@@ -25,7 +25,6 @@ import logging
 import os
 import re
 import time
-import uuid
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
@@ -64,6 +63,7 @@ STATUS = {METER_AWAY: 503, METER_LATE: 503, UNAUTHORIZED: 401}
 """Of the answer to who asks for a receipt, by why there is none; 404 for any other reason."""
 
 _MAY_BE_LAST = re.compile(rb'"finish_reason":\s*"|"choices":\s*\[\s*\]')
+_UNFINISHED = b'"finish_reason":null'
 _FINISHED = re.compile(rb'"finish_reason":\s*"')
 _NO_CHOICES = re.compile(rb'"choices":\s*\[\s*\]')
 _PUBLIC_ID = re.compile(rb'"id":\s*"([^"\\]{1,256})"')
@@ -148,6 +148,29 @@ class EnergyMiddleware:
 class _Exchange:
     """One request and its response."""
 
+    answered = False
+    complete = False
+    """The client has got all of its answer."""
+    abandoned = False
+    request_body = b""
+    request_bytes = 0
+    last_choices = 1
+    """So many choices end before the response does."""
+    start: Message | None = None
+    """The head of a response that is not streamed: held until its length is known."""
+    body = b""
+    goes_straight_on = False
+    """The response is streamed, and nothing of it is kept back."""
+    usual_end = b""
+    """How all events but the last end: from their `finish_reason` on, which is null. Empty while that isn't known."""
+    pending = b""
+    """The beginning of an event."""
+    held = b""
+    """An event that may be the last."""
+    finished_choices = 0
+    question: asyncio.Future[Answer] | None = None
+    end_of_event = _END_OF_EVENT
+
     def __init__(
         self, middleware: EnergyMiddleware, scope: Scope, receive: Receive, send: Send, *, embeds: bool
     ) -> None:
@@ -162,33 +185,16 @@ class _Exchange:
         """None where asking again is no retry."""
         self.asked: bytes | None = None
         """A keyed hash of client and question, under which the answer will be known."""
-        self.answered = False
-        self.complete = False
-        """The client has got all of its answer."""
-        self.abandoned = False
         self.receive = receive
         self.send = send
-        self.receipt_id = uuid.uuid4().hex
-        self.request_body = b""
-        self.request_bytes = 0
-        self.last_choices = 1
-        """So many choices end before the response does."""
-        self.start: Message | None = None
-        """The head of a response that is not streamed: held until its length is known."""
-        self.body = b""
+        self.receipt_id = os.urandom(16).hex()
         self.pass_on: Send = self._begin
         """What the next message of the response meets."""
-        self.is_streamed = False
-        self.pending = b""
-        """The beginning of an event."""
-        self.held = b""
-        """An event that may be the last."""
-        self.finished_choices = 0
-        self.question: asyncio.Future[Answer] | None = None
         self.texts = Texts() if middleware.classify and middleware.in_band and not embeds else None
         """What the meter is to be told of what was said; None where it isn't to be, or has been."""
         self.arriving = middleware.arrivals.of(self.receipt_id) if middleware.arrivals is not None else None
-        self.end_of_event = _END_OF_EVENT
+        self.is_noted = self.texts is not None or self.arriving is not None
+        """Somebody wants to know what goes by."""
 
     async def serve(self, scope: Scope) -> None:
         token = receipt_id.set(self.receipt_id if self.in_band else None)
@@ -247,9 +253,17 @@ class _Exchange:
 
     def _send(self, message: Message) -> Awaitable[None]:
         """No coroutine itself: nearly all of a stream goes straight on."""
-        if self.is_streamed and not self.pending and not self.held and message.get("more_body", False):
+        if self.goes_straight_on and message.get("more_body", False):
             data = message.get("body", b"")
+            # One event, because it has no line feed but at its end, and in it one `finish_reason`, because there is one choice.
+            if self.usual_end and data.endswith(self.usual_end) and data.find(b"\n") == len(data) - 2:
+                if self.is_noted:
+                    self._note(data)
+                return self.send(message)
             if data.endswith(self.end_of_event) and not _MAY_BE_LAST.search(data):
+                at = data.rfind(_UNFINISHED)
+                if at >= 0 and self.last_choices == 1:
+                    self.usual_end = data[at:]
                 self._note(data)
                 return self.send(message)
         return self._take(message)
@@ -284,7 +298,7 @@ class _Exchange:
         if message["status"] == 200 and b"content-encoding" not in headers:
             if content.startswith(b"text/event-stream") and b"content-length" not in headers:
                 self.pass_on = self._streamed
-                self.is_streamed = True
+                self.goes_straight_on = True
             elif content.startswith(b"application/json"):
                 self.pass_on = self._whole
                 self.start = message
@@ -341,9 +355,9 @@ class _Exchange:
         elif len(self.pending) > EVENT_LIMIT_BYTES:
             passed.append(self.held + self.pending)
             self.pass_on = self._untouched
-            self.is_streamed = False
             self.held = self.pending = b""
             self.texts = None
+        self.goes_straight_on = self.pass_on == self._streamed and not self.pending and not self.held
         body = b"".join(passed)
         if body or not more:
             await self.send({**message, "body": body})

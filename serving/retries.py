@@ -29,6 +29,9 @@ _BESIDE_THE_QUESTION = frozenset(
 """A retry may well change how the answer is sampled or sent."""
 
 
+_in_order = json.JSONEncoder(sort_keys=True).encode
+
+
 class Retries:
     """Belongs to one event loop. `clock` gives seconds."""
 
@@ -42,7 +45,7 @@ class Retries:
         """Of the question and who asks it; None for one that is nested too deeply."""
         question = {name: value for name, value in request.items() if name not in _BESIDE_THE_QUESTION}
         try:
-            asked = json.dumps(question, sort_keys=True).encode()
+            asked = _in_order(question).encode()
         except RecursionError:
             return None
         hashed = hashlib.blake2b(client, key=self._key, digest_size=16)

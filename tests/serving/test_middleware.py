@@ -235,6 +235,8 @@ def test_a_stream_gets_its_field_in_one_event_however_it_is_cut(
     whole = b"".join(events)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(whole)), max_size=30)))
     pieces = [whole[a:b] for a, b in zip([0, *cuts], [*cuts, len(whole)], strict=True)]
+    if data.draw(st.booleans(), label="an event at a time"):
+        pieces = events
     asked = len([message for message in meter.messages if message["type"] == "ask"])
     client = call(application(*pieces, content=b"text/event-stream; charset=utf-8"), request=request_body)
     ask = meter.heard("ask", asked + 1)[-1]
@@ -261,6 +263,16 @@ def test_only_what_may_be_the_last_event_is_held(meter: FakeMeter) -> None:
     asyncio.run(main())
     #                 the second choice's end waits for the usage chunk, that one for [DONE]
     assert seen == [0, 1, 2, 3, 4, 4, 5]
+
+
+def test_a_choice_that_ends_before_another_in_its_event_is_not_overlooked(meter: FakeMeter) -> None:
+    going_on = {"index": 1, "delta": {"content": "b"}, "finish_reason": None}
+    both = event(choices=[{"index": 0, "delta": {"content": "a"}, "finish_reason": "stop"}, going_on])
+    last = event(choices=[{**going_on, "finish_reason": "stop"}])
+    pieces = [event(choices=[going_on]), event(choices=[going_on]), both, last, DONE]
+    client = call(application(*pieces, content=b"text/event-stream"), request={"stream": True, "n": 2})
+    [ask] = meter.heard("ask")
+    assert client.body() == b"".join(pieces[:3]) + with_field(last, ask["receipt_id"]) + DONE
 
 
 def test_a_meter_that_is_away_or_late_costs_a_reason_and_no_more_than_the_hold(run_dir: Path) -> None:
