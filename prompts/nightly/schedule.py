@@ -20,18 +20,6 @@ AB_AUDIT: Final = "ab-audit"
 
 
 @dataclass(frozen=True, slots=True)
-class Stint:
-    """A stage that is to be run."""
-
-    name: str
-    kind: Stage
-    at_once: int | None = None
-    """Conversations that are held all the time."""
-    rate_per_s: float | None = None
-    tool: Tool | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Setting:
     """One way to run the server and its boards, of a sweep. None leaves it as it is."""
 
@@ -44,6 +32,25 @@ class Setting:
         """Of its stage."""
         told = (("seqs", self.max_num_seqs), ("cap", self.power_w), ("clock", self.clock_mhz))
         return "sweep-" + "-".join(f"{word}-{value:g}" for word, value in told if value is not None)
+
+    @property
+    def restarts(self) -> bool:
+        """Whether the server has to be started anew for it."""
+        return self.max_num_seqs is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Stint:
+    """A stage that is to be run."""
+
+    name: str
+    kind: Stage
+    at_once: int | None = None
+    """Conversations that are held all the time."""
+    rate_per_s: float | None = None
+    tool: Tool | None = None
+    setting: Setting | None = None
+    """Of a sweep's stage."""
 
 
 def stints(section: NightlySection) -> tuple[Stint, ...]:
@@ -70,9 +77,10 @@ def settings(section: NightlySection) -> tuple[Setting, ...]:
     )
 
 
-def at_once_of_sweep(section: NightlySection) -> int:
-    """Conversations that a sweep holds: enough to fill the largest setting."""
-    return max((section.saturation, *section.batches, *section.sweep_max_num_seqs))
+def stint_of(setting: Setting, section: NightlySection) -> Stint:
+    """Its stage. As many conversations are held as fill the largest setting."""
+    at_once = max((section.saturation, *section.batches, *section.sweep_max_num_seqs), default=1)
+    return Stint(setting.name, "sweep", at_once=at_once, setting=setting)
 
 
 def seconds(section: NightlySection, *, sweep: bool) -> float:
@@ -84,7 +92,7 @@ def seconds(section: NightlySection, *, sweep: bool) -> float:
 
 def told_of(section: NightlySection) -> dict[str, Any]:
     """The configuration as JSON has it."""
-    return section.model_dump(mode="json")
+    return section.model_dump(mode="json", exclude={"webhook", "pushgateway"})  # they may hold secrets
 
 
 def config_hash(section: NightlySection, files: Sequence[bytes] = ()) -> str:

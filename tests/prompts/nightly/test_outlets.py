@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from etameter.errors import NightError
 from etameter.nightly_section import NightlySection
-from etameter.prompts.nightly import outlets
+from etameter.prompts.nightly import outlets, schedule
 from etameter.prompts.nightly.night import Night
 from etameter.prompts.nightly.page import page
 from etameter.prompts.nightly.verdict import judge
@@ -173,3 +173,8 @@ def test_what_can_not_be_sent_keeps_nothing_else_back(receiver: tuple[str, type[
     assert "none" in first
     assert "127.0.0.1:9 did not take the verdict" in second
     assert [method for method, _, _ in handler.taken] == ["POST"]
+
+
+def test_a_run_does_not_keep_addresses_that_may_hold_secrets() -> None:
+    section = NightlySection(pushgateway="http://user:secret@gateway", webhook="https://hook/secret")
+    assert "secret" not in json.dumps(schedule.told_of(section))
