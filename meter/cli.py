@@ -13,6 +13,8 @@ import typer
 from .cli_ab import NOT_COMPARABLE, Json, Profile, ab
 from .cli_arithmetic import arithmetic
 from .cli_eta import audits, eta
+from .cli_history import history
+from .cli_nightly import nightly
 from .cli_proxy import proxy
 from .errors import ConfigError, CounterError, EngineError, EtameterError
 
@@ -371,6 +373,8 @@ def play(
 app.command()(proxy)
 app.command()(audits)
 app.command()(ab)
+app.command()(nightly)
+app.command()(history)
 app.command()(arithmetic)
 
 

@@ -1,4 +1,4 @@
-"""What one meter at a time may have: a run directory, and a ledger."""
+"""What one meter or run at a time may have: a run directory, a ledger, a GPU."""
 
 import fcntl
 import os
@@ -8,11 +8,11 @@ from typing import IO
 from etameter.errors import MeterBusy
 
 
-def hold_lock(path: Path, use: str, remedy: str) -> IO[str]:
-    """Hold a lock while the returned file is open; `use` says what it is held for.
+def hold_lock(path: Path, use: str, remedy: str, *, who: str = "meter") -> IO[str]:
+    """Hold a lock while the returned file is open; `use` says what it is held for, `who` what holds it.
 
     Raises:
-        MeterBusy: another meter has it, or the file can't be made; `remedy` is what else could be used.
+        MeterBusy: another one has it, or the file can't be made; `remedy` is what else could be used.
     """
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -25,7 +25,7 @@ def hold_lock(path: Path, use: str, remedy: str) -> IO[str]:
         file.seek(0)
         holder = file.read().strip() or "unknown"
         file.close()
-        raise MeterBusy(f"another meter (pid {holder}) {use}", f"stop it, or {remedy}") from None
+        raise MeterBusy(f"another {who} (pid {holder}) {use}", f"stop it, or {remedy}") from None
     file.seek(0)
     file.truncate()
     file.write(str(os.getpid()))

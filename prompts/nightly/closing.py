@@ -103,7 +103,6 @@ def _run(told: Told) -> Run:
     head, sessions = told.head, told.sessions
     first: Mapping[str, Any] = sessions[0] if sessions else {}
     boards = first.get("boards", [])
-    spent = _spent_j(told)
     return Run(
         run_id=head["run_id"],
         name=head["name"],
@@ -125,7 +124,7 @@ def _run(told: Told) -> Run:
         etameter=head["etameter"],
         tasks_hash=head.get("tasks_hash"),
         sessions=len(sessions),
-        energy_j=spent,
+        energy_j=_spent_j(told),
         details={
             "sessions": sessions,
             "doctor": told.doctor,
@@ -137,6 +136,12 @@ def _run(told: Told) -> Run:
             "limits": told.of("limits"),
         },
     )
+
+
+def spent(told: Told) -> tuple[float, float]:
+    """Seconds and known joules of all sessions so far, each up to the end of its last stage."""
+    last = {note["session"]: note for note in told.of("spent")}
+    return sum(note["seconds"] for note in last.values()), sum(note["energy_j"] or 0.0 for note in last.values())
 
 
 def _spent_j(told: Told) -> float | None:

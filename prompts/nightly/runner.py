@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import AbstractContextManager, ExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
@@ -24,7 +24,7 @@ from .figures import Limits, Machine
 from .journal import Journal
 from .load import Load
 from .rows import Figure, Stage, StageRow
-from .schedule import WARM_UP, Stint
+from .schedule import WARM_UP, Setting, Stint
 from .steady import Glimpse, Steadiness, steadiness
 from .windows import Window, cut
 
@@ -72,6 +72,8 @@ class Runner:
     """When a stage's questions are due; None where places ask as soon as they are free."""
     compare: Compare
     make: Make
+    limits: Callable[[Setting], AbstractContextManager[None]]
+    """Holds the boards at a setting of the sweep. Raises CounterError where it can't."""
     budget: Budget
     clocks: ClockWatch = field(default_factory=ClockWatch)
     tell: Callable[[str], None] = lambda _: None
@@ -131,6 +133,8 @@ class Runner:
                     self._end(stint.name, rows, found)
                 case "external":
                     await self._external(stint)
+                case "sweep" if stint.setting is not None:
+                    await self._setting(stint, stint.setting)
                 case _:
                     await self._load(stint)
         page = await meter_page.scrape(self.meter_url)
@@ -209,6 +213,19 @@ class Runner:
         after = await meter_page.scrape(self.meter_url)
         found.append(meter_page.unattributed(stint.name, before, after, self.joules.source))
         self._end(stint.name, rows, found)
+
+    async def _setting(self, stint: Stint, setting: Setting) -> None:
+        """A stage of a sweep; where the boards can't be set so, its figures say why they are not known."""
+        held = self.limits(setting)
+        try:
+            await asyncio.to_thread(held.__enter__)
+        except CounterError as error:
+            self.journal.begin(stint.name)
+            self._end(stint.name, (), external.nothing(stint.name, str(error), self.joules.source))
+            return
+        with ExitStack() as undo:
+            undo.push(held)
+            await self._load(stint)
 
     async def _external(self, stint: Stint) -> None:
         attempt = self.journal.begin(stint.name)

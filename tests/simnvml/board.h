@@ -10,7 +10,7 @@ enum { MAX_GPUS = 16, MAX_SEGMENTS = 16384, MAX_FAULTS = 64, MAX_PROCESSES = 8, 
 enum {
     CALL_INIT = 1 << 0, CALL_SYSTEM = 1 << 1, CALL_HANDLE = 1 << 2, CALL_ENERGY = 1 << 3, CALL_POWER = 1 << 4,
     CALL_INSTANT = 1 << 5, CALL_LIMITS = 1 << 6, CALL_CLOCKS = 1 << 7, CALL_TEMPERATURE = 1 << 8,
-    CALL_MODES = 1 << 9, CALL_PROCESSES = 1 << 10, CALL_MEMORY = 1 << 11,
+    CALL_MODES = 1 << 9, CALL_PROCESSES = 1 << 10, CALL_MEMORY = 1 << 11, CALL_SET = 1 << 12,
 };
 
 enum { FAULT_ERROR = 1, FAULT_STALL = 2, FAULT_RESET = 3, FAULT_FREEZE = 4 };
@@ -52,6 +52,7 @@ typedef struct {
     uint32_t architecture, c2c, cpu_mw; /* nvmlDeviceArchitecture_t; whether a CPU hangs on the chip, and what of the power is its */
     uint32_t part_count;
     char parts[MAX_PARTS][TEXT];    /* UUIDs of the devices that MIG makes of it */
+    uint32_t locked_mhz;            /* clocks are locked to; 0: they are free */
     uint32_t process_count, process_pid[MAX_PROCESSES];
     uint64_t process_bytes[MAX_PROCESSES];
     sensor_t energy, power, instant;

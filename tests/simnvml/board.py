@@ -54,7 +54,8 @@ class Call(IntFlag):
     MODES = 1 << 9
     PROCESSES = 1 << 10
     MEMORY = 1 << 11
-    DEVICE = HANDLE | ENERGY | POWER | INSTANT | LIMITS | CLOCKS | TEMPERATURE | MODES | PROCESSES | MEMORY
+    SET = 1 << 12
+    DEVICE = HANDLE | ENERGY | POWER | INSTANT | LIMITS | CLOCKS | TEMPERATURE | MODES | PROCESSES | MEMORY | SET
 
 
 class _Kind(IntEnum):
@@ -133,6 +134,7 @@ class Gpu(ctypes.Structure):
         *((name, ctypes.c_uint32) for name in ("temperature_c", "persistence", "mig_current", "mig_pending")),
         *((name, ctypes.c_uint32) for name in ("architecture", "c2c", "cpu_mw", "part_count")),
         ("parts", (ctypes.c_char * _TEXT) * _MAX_PARTS),
+        ("locked_mhz", ctypes.c_uint32),
         ("process_count", ctypes.c_uint32),
         ("process_pid", ctypes.c_uint32 * _MAX_PROCESSES),
         ("process_bytes", ctypes.c_uint64 * _MAX_PROCESSES),

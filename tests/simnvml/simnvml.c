@@ -208,12 +208,12 @@ static nvmlReturn_t read_sensor(nvmlDevice_t gpu, uint32_t call, uint64_t *value
 
 static nvmlReturn_t map_board(void) {
     const char *path = getenv("SIMNVML_BOARD");
-    int file = path == NULL ? -1 : open(path, O_RDONLY | O_CLOEXEC);
+    int file = path == NULL ? -1 : open(path, O_RDWR | O_CLOEXEC);
     if (file < 0) return DRIVER_NOT_LOADED;
     struct stat info;
     void *memory = MAP_FAILED;
     if (fstat(file, &info) == 0 && (size_t)info.st_size >= sizeof(board_t))
-        memory = mmap(NULL, (size_t)info.st_size, PROT_READ, MAP_SHARED, file, 0);
+        memory = mmap(NULL, (size_t)info.st_size, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
     close(file);
     if (memory == MAP_FAILED) return DRIVER_NOT_LOADED;
     const board_t *found = memory;
@@ -390,10 +390,32 @@ nvmlReturn_t nvmlDeviceGetPowerManagementLimitConstraints(nvmlDevice_t gpu, unsi
     return SUCCESS;
 }
 
+/* What is set is on the board itself, for every process to see. It changes no power: that is the test's to lay out. */
+nvmlReturn_t nvmlDeviceSetPowerManagementLimit(nvmlDevice_t gpu, unsigned limit) {
+    ENTER(CALL_SET, gpu);
+    if (limit < gpu->least_limit_mw || limit > gpu->most_limit_mw) return INVALID_ARGUMENT;
+    gpu_t *board_gpu = (gpu_t *)gpu;
+    board_gpu->power_limit_mw = board_gpu->enforced_limit_mw = limit;
+    return SUCCESS;
+}
+
+nvmlReturn_t nvmlDeviceSetGpuLockedClocks(nvmlDevice_t gpu, unsigned least, unsigned most) {
+    ENTER(CALL_SET, gpu);
+    if (least > most) return INVALID_ARGUMENT;
+    ((gpu_t *)gpu)->locked_mhz = most;
+    return SUCCESS;
+}
+
+nvmlReturn_t nvmlDeviceResetGpuLockedClocks(nvmlDevice_t gpu) {
+    ENTER(CALL_SET, gpu);
+    ((gpu_t *)gpu)->locked_mhz = 0;
+    return SUCCESS;
+}
+
 nvmlReturn_t nvmlDeviceGetClockInfo(nvmlDevice_t gpu, unsigned clock, unsigned *mhz) {
     ENTER(CALL_CLOCKS, gpu);
     if (clock > 3) return INVALID_ARGUMENT;
-    *mhz = gpu->clocks_mhz[clock];
+    *mhz = clock < 2 && gpu->locked_mhz > 0 ? gpu->locked_mhz : gpu->clocks_mhz[clock];
     return SUCCESS;
 }
 

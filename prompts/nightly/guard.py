@@ -1,0 +1,127 @@
+"""Holds boards at other limits while a block runs, from a process of its own that sets them back when the block ends, however that comes about.
+
+The guard alone changes anything. It ignores every signal that can be ignored, and waits for a line or for the end of its input, which the kernel brings about when this process
+dies, whatever it died of. What it can't outlive is its own SIGKILL; then this process sets the limits back.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from typing import IO, Final
+
+from etameter.counters.nvml_limits import Limiter, PowerLimit
+from etameter.errors import CounterError
+
+MODULE: Final = "etameter.prompts.nightly.guard"
+DONE: Final = "done"
+WAIT_S: Final = 10.0
+
+
+@contextmanager
+def limited(gpu_uuids: Sequence[str], power_w: float | None, clock_mhz: int | None) -> Iterator[None]:
+    """These boards are held at a power limit or clock while the block runs.
+
+    Raises:
+        CounterError: there is no board, a limit is out of its range, or this user may set none.
+    """
+    if not gpu_uuids:
+        raise CounterError("no_gpu", "there is no GPU whose limits could be set", "leave power and clocks out")
+    with closing(Limiter()) as limiter:
+        before = [limiter.power_limit(each) for each in gpu_uuids]
+        if power_w is not None:
+            _check(before, power_w)
+        wanted = {"gpus": list(gpu_uuids), "power_w": power_w, "clock_mhz": clock_mhz}
+        with subprocess.Popen(
+            [sys.executable, "-m", MODULE, json.dumps(wanted)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        ) as guard:
+            assert guard.stdin is not None
+            assert guard.stdout is not None
+            try:
+                _refuse_failure(guard.stdout.readline())
+                yield
+            finally:
+                guard.stdin.close()
+                try:
+                    guard.wait(WAIT_S)
+                except subprocess.TimeoutExpired:
+                    guard.kill()
+                if guard.returncode != 0:  # it was killed, and could set nothing back
+                    _set_back(limiter, before, clock=clock_mhz is not None)
+
+
+def _check(boards: Sequence[PowerLimit], power_w: float) -> None:
+    for board in boards:
+        if not board.least_mw <= power_w * 1000 <= board.most_mw:
+            raise CounterError(
+                "out_of_range",
+                f"{board.gpu_uuid} can't be held at {power_w:g} W",
+                f"it takes {board.least_mw / 1000:g} to {board.most_mw / 1000:g} W",
+            )
+
+
+def _refuse_failure(said: str) -> None:
+    """Raises CounterError where the guard's first line is no word of success."""
+    if said.strip() == DONE:
+        return
+    try:
+        cause, message, remedy = json.loads(said)
+    except ValueError:
+        cause, message, remedy = "nvml_error", "the guard of the boards' limits does not start", "see the system's log"
+    raise CounterError(cause, message, remedy)
+
+
+def _set_back(limiter: Limiter, before: Sequence[PowerLimit], *, clock: bool) -> None:
+    """Every board, also where one fails; then raises CounterError."""
+    failed: CounterError | None = None
+    for board in before:
+        try:
+            limiter.set_power_limit(board.gpu_uuid, board.limit_mw)
+            if clock:
+                limiter.free_clocks(board.gpu_uuid)
+        except CounterError as error:
+            failed = error
+    if failed is not None:
+        raise failed
+
+
+def watch(
+    gpu_uuids: Sequence[str], power_w: float | None, clock_mhz: int | None, orders: IO[str], said: IO[str]
+) -> None:
+    """The guard: sets the limits, says so, waits for the end of its orders, and sets back what was."""
+    with closing(Limiter()) as limiter:
+        before = [limiter.power_limit(each) for each in gpu_uuids]
+        try:
+            for each in gpu_uuids:
+                if power_w is not None:
+                    limiter.set_power_limit(each, round(power_w * 1000))
+                if clock_mhz is not None:
+                    limiter.lock_clocks(each, clock_mhz)
+            said.write(f"{DONE}\n")
+            said.flush()
+            orders.read()
+        finally:
+            _set_back(limiter, before, clock=clock_mhz is not None)
+
+
+def main() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_IGN)
+    wanted = json.loads(sys.argv[1])
+    try:
+        watch(wanted["gpus"], wanted["power_w"], wanted["clock_mhz"], sys.stdin, sys.stdout)
+    except CounterError as error:
+        sys.stdout.write(json.dumps([error.cause, error.message, error.remedy]) + "\n")
+        sys.stdout.flush()
+        os._exit(0)  # what could be set back was
+
+
+if __name__ == "__main__":
+    main()
