@@ -8,12 +8,16 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 
 from tests.serving.processes import session_of
 from tests.serving.ring_log import RingLog
 
 MODEL_NAME = "small"
+_NOTHING: Mapping[str, str] = MappingProxyType({})
 READY_WITHIN_S = 240
 KV_BLOCK_TOKENS = 128
 """vLLM's on CPU: shorter prompts are never found in the prefix cache."""
@@ -29,14 +33,21 @@ ENVIRONMENT = {
 
 
 class RealServer:
-    def __init__(self, model: Path, directory: Path) -> None:
+    """Its last words are in `output`, those of each that is started in turn."""
+
+    def __init__(self, model: Path, directory: Path, *options: str, environment: Mapping[str, str] = _NOTHING) -> None:
+        self.model = model
         self.run_dir = directory
         self.ring_path = directory / "etameter-engine-0.ring"
         self.output = directory / "server.log"
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.url = f"http://127.0.0.1:{free.getsockname()[1]}"
-        command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
+        self.start(*options, environment=environment)
+
+    def start(self, *options: str, environment: Mapping[str, str] = _NOTHING) -> None:
+        """Again too, once it has ended: at the same address, into the same ring."""
+        command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(self.model)]
         command += ["--served-model-name", MODEL_NAME, "--host", "127.0.0.1", "--port", self.url.rpartition(":")[2]]
         command += [
             "--dtype",
@@ -45,14 +56,18 @@ class RealServer:
             "1024",
             "--enforce-eager",
             "--enable-prompt-tokens-details",
+            "--enable-auto-tool-choice",
+            "--tool-call-parser=hermes",
         ]
         command += ["--max-num-batched-tokens", str(CHUNK_TOKENS)]
         command += ["--scheduler-cls", "etameter.serving.scheduler.metered_scheduler"]
         command += ["--middleware", "etameter.serving.middleware.EnergyMiddleware"]
-        own = {"ETAMETER_RUN": str(directory), "ETAMETER_RING_DIR": str(directory), "ETAMETER_CLASSIFY": "1"}
-        with self.output.open("wb") as output:
+        command += options
+        own = {"ETAMETER_RUN": str(self.run_dir), "ETAMETER_RING_DIR": str(self.run_dir), "ETAMETER_CLASSIFY": "1"}
+        environment = {**os.environ, **ENVIRONMENT, **own, **environment}
+        with self.output.open("ab") as output:
             self.process = subprocess.Popen(
-                command, env={**os.environ, **ENVIRONMENT, **own}, stdout=output, stderr=output, start_new_session=True
+                command, env=environment, stdout=output, stderr=output, start_new_session=True
             )
 
     def wait_until_ready(self) -> None:
@@ -68,7 +83,8 @@ class RealServer:
 
     def stop(self) -> None:
         """End the whole process group, the engine too."""
-        os.killpg(self.process.pid, signal.SIGTERM)
+        with suppress(ProcessLookupError):  # it has ended by itself
+            os.killpg(self.process.pid, signal.SIGTERM)
         end = time.monotonic() + 20
         while session_of(self.process.pid) and time.monotonic() < end:
             self.process.poll()

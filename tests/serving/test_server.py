@@ -231,10 +231,31 @@ def test_arms_reach_the_meter(client: openai.OpenAI, meter: FakeMeter) -> None:
     assert [message["arm"] for message in about] == ["entrace", "other", "unlabelled"]
 
 
-def test_refusals_are_vllms_own(client: openai.OpenAI) -> None:
-    with pytest.raises(openai.NotFoundError) as refused:
-        client.chat.completions.create(model="no such model", messages=[{"role": "user", "content": "Hi."}])
-    assert "energy" not in json.dumps(refused.value.response.json())
+@pytest.mark.parametrize(
+    ("body", "status", "said"),
+    [
+        (b'{"model": "no such model", "prompt": "Hi."}', 404, {"error"}),
+        (b'{"model": "small", "prompt": "Hi."', 400, {"error"}),
+        (b'{"model": "small", "prompt": ' + b"[" * 10_000, 400, {"detail"}),
+        (b'{"model": "small", "prompt": "' + b"word " * 2_000_000 + b'"}', 400, {"error"}),
+    ],
+    ids=["no such model", "half of a request", "nested deeply", "a prompt of 10 MB"],
+)
+def test_refusals_are_vllms_own(
+    server: RealServer, client: openai.OpenAI, body: bytes, status: int, said: set[str]
+) -> None:
+    post = urllib.request.Request(f"{server.url}/v1/completions", body, {"content-type": "application/json"})
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(post, timeout=60.0)
+    with refused.value as answer:
+        assert (answer.code, json.load(answer).keys()) == (status, said)
+    assert chat(client, "Hi.", max_tokens=1).energy
+
+
+def test_what_vllm_says_of_custom_schedulers_is_explained_once_and_at_once(server: RealServer) -> None:
+    said = [line for line in server.output.read_text().splitlines() if "custom scheduler" in line]
+    assert ["does not concern it" in line for line in said] == [False, True]
+    assert "asynchronous scheduling stays as configured (off)" in said[1]  # vLLM's choice on CPUs
 
 
 def test_receipts_on_the_servers_port(server: RealServer, client: openai.OpenAI) -> None:
