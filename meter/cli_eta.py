@@ -67,6 +67,29 @@ def eta_audit(
     return 0
 
 
+@eta.command("branching")
+def eta_branching(
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help='Responses as for classify, with "logprobs" as a server gives them, and "arm" and labelled "spans" if known.'
+        ),
+    ],
+    as_json: Json = False,
+) -> int:
+    """Say where in answers the model had many continuations to choose from: in slack or in what was required, and under which arm.
+
+    Of each token |B| is taken for exp(H), by the log-probabilities of the likeliest tokens, with bounds for the rest. Without labels slack is what `classify` names.
+    """
+    import json
+
+    from . import branching_command
+
+    found = branching_command.report_of(file)
+    print(json.dumps(found) if as_json else branching_command.text_of(found))
+    return 0
+
+
 def audits(
     url: Annotated[str, typer.Option(help="The served model, started with etameter.")] = "http://127.0.0.1:8000",
     socket: Annotated[Path | None, typer.Option(metavar="FILE", help="Socket of the meter.")] = None,

@@ -54,7 +54,7 @@ def evaluate_file(file: Path, judged: Path | None = None) -> dict[str, object]:
     said = None if judged is None else {_key(row.get("id")): (line, row) for line, row in rows(judged, JUDGED)}
     responses = []
     for answer in answers(file):
-        truth = _truth(answer, file)
+        truth = labels_of(answer, file)
         if not any(truth):
             continue
         if said is None:
@@ -103,7 +103,7 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _truth(answer: Answer, file: Path) -> list[Label | None]:
+def labels_of(answer: Answer, file: Path) -> list[Label | None]:
     """The label of each character."""
     place, length = f"{file}:{answer.line}", len(answer.response)
     truth: list[Label | None] = [None] * length

@@ -241,10 +241,10 @@ def half_width(parts: Sequence[tuple[float, float]]) -> float | None:
     if len(parts) < LEAST_PROMPTS or not required:
         return None
     squares = sum((tokens - required / total * of) ** 2 for tokens, of in parts)
-    return _t95(len(parts) - 1) * math.sqrt(len(parts) / (len(parts) - 1) * squares) / total
+    return t95(len(parts) - 1) * math.sqrt(len(parts) / (len(parts) - 1) * squares) / total
 
 
-def _t95(degrees: int) -> float:
+def t95(degrees: int) -> float:
     """Student's 97.5th percentile, by its expansion around the normal one; off by less than .01 from nine degrees of freedom on."""
     z = _Z95
     return z + (z**3 + z) / (4 * degrees) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
