@@ -302,13 +302,6 @@ def test_power_is_absent_when_unknown(clock: _Clock) -> None:
     assert power_w() is None
 
 
-def test_totals_of_a_counter_that_began_anew_are_added(clock: _Clock) -> None:
-    metrics = Metrics([], [], clock)
-    for lost, exposed in ((4, 4.0), (4, 4.0), (9, 9.0), (2, 11.0)):
-        metrics.ring("engine-0", lost_records=lost, torn_records=0)
-        assert _value(metrics, "etameter_ring_lost_records_total", engine="engine-0") == exposed
-
-
 def test_an_update_period_that_is_forgotten_leaves_the_exposition(clock: _Clock) -> None:
     metrics = Metrics([], [], clock)
     metrics.counter(GPU, resets=0, period_ns=20_000_000)
@@ -351,18 +344,6 @@ def test_hostile_labels_become_other(clock: _Clock) -> None:
     # three groups are taken: all that is hostile, and the model "m" with two arms
     assert values["model_name"] == {"m", "other", *(f"model-{100 * number}" for number in range(MAX_GROUPS - 3))}
     assert len(body) < 200_000
-
-
-def test_late_pairs_of_model_and_arm_are_other_in_both(clock: _Clock) -> None:
-    arms = [f"arm-{number}" for number in range(MAX_GROUPS + 2)]
-    metrics = Metrics(["m"], arms, clock)
-    for arm in arms:
-        _charge(metrics, arm=arm)
-    joules = {"phase": "output", "source": "simulated"}
-    name = "etameter_energy_joules_total"
-    assert _value(metrics, name, model_name="m", arm=f"arm-{MAX_GROUPS - 2}", **joules) == 4.0
-    assert _value(metrics, name, model_name="m", arm=f"arm-{MAX_GROUPS - 1}", **joules) is None
-    assert _value(metrics, name, model_name="other", arm="other", **joules) == 12.0
 
 
 @pytest.mark.parametrize(
