@@ -99,13 +99,26 @@ def run(file: Path, *, sweep: bool, as_json: bool) -> int:
     runs = plan.section.runs or config.state_dir() / "runs"
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     with interruptible(), Progress() as progress:
-        night, folder = _night(plan, runs, progress, console.print)
+        night, folder = _night(plan, runs, progress, _Teller(console))
     if as_json:
         sys.stdout.write(ends.told_of(night) + "\n")
     else:
         said = f"{night.run.status}: {night.run.reason} ({night.run.remedy})" if night.run.reason else night.run.status
         sys.stdout.write(f"{said}\nrun: {folder}\n")
     return night.run.exit_code
+
+
+class _Teller:
+    """Says what the night does, whenever it does something else."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._said = ""
+
+    def __call__(self, words: str) -> None:
+        if words != self._said:
+            self._console.print(words)
+        self._said = words
 
 
 def planned(section: NightlySection, *, sweep: bool) -> Plan:
@@ -221,7 +234,8 @@ class _Session:
                     diagnosis = _examined(counters, machine)
                     self.kept.doctor(diagnosis.as_dict())
                     if not diagnosis.can_measure:
-                        raise CounterError("stale", diagnosis.verdict, "etameter doctor says more")
+                        bad = [check for gpu in diagnosis.gpus for check in gpu.checks if check.verdict == "bad"]
+                        raise CounterError("stale", bad[0].message, bad[0].remedy or "etameter doctor says more")
                 joules = Joules(counters)
                 joules.start()
                 opened.callback(joules.stop)

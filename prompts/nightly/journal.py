@@ -5,7 +5,7 @@
     {"kind": "doctor", …}                        what it found
     {"kind": "warm-up", …}                       how it went
     {"kind": "begin", "stage": …, "attempt": …}
-    {"kind": "window", …}                        a `StageRow`, when the window has passed
+    {"kind": "window", "row": {…}}               a `StageRow`, when the window has passed
     {"kind": "end", "stage": …, "figures": […]}  a stage, when its figures are known
     {"kind": "note", "about": …, …}              anything else that a reader may want: what codecarbon said, a clock that jumped, …
     {"kind": "close", "status": …, …}            the last line, unless the night was killed
@@ -111,7 +111,7 @@ class Journal:
         return attempt
 
     def window(self, row: StageRow) -> None:
-        self._write({"kind": "window", **asdict(row)})
+        self._write({"kind": "window", "row": asdict(row)})
 
     def end(self, stage: str, figures: Sequence[Figure]) -> None:
         self._write({"kind": "end", "stage": stage, "figures": [asdict(figure) for figure in figures]})
@@ -182,7 +182,7 @@ def _take(told: Told, line: Mapping[str, Any]) -> None:
             told.begun[one["stage"]] = one["attempt"] + 1
             told.windows = {name: rows for name, rows in told.windows.items() if not _is_of(name, one["stage"])}
         case "window":
-            row = StageRow(**one)
+            row = StageRow(**one["row"])
             told.windows.setdefault(row.stage, []).append(row)
         case "end":
             told.figures[one["stage"]] = tuple(Figure(**figure) for figure in one["figures"])

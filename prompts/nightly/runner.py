@@ -36,6 +36,8 @@ REST_S: Final = 3.0
 LOOK_S: Final = 5.0
 """Between two looks at the boards; some of its calls take locks in the driver."""
 POLL_S: Final = 0.02
+TOLD_NS: Final = 500_000_000
+"""What was spent longer ago than this the counters have told."""
 WARM_AT_ONCE: Final = 8
 
 Compare = Callable[[Stint], Coroutine[Any, Any, tuple[Sequence[StageRow], Sequence[Figure]]]]
@@ -80,6 +82,7 @@ class Runner:
     tend: Callable[[], None] = lambda: None
     """Called some twenty times a second; what it raises ends the night."""
     _began_ns: int = field(init=False, default=0)
+    _spent_j: float | None = field(init=False, default=None)
     _warm: bool = field(init=False, default=False)
     _tracked: bool = field(init=False, default=False)
 
@@ -95,13 +98,6 @@ class Runner:
         if todo:
             await self._while_tended(self._run(todo))
 
-    @property
-    def energy_j(self) -> float | None:
-        """Since this session's first look at the counters."""
-        now_ns = time.monotonic_ns()
-        spent = self.joules.energy_between(self._began_ns, now_ns) if self._began_ns else None
-        return None if spent is None else spent[0]
-
     async def _while_tended(self, work: Coroutine[Any, Any, T]) -> T:
         began_s = time.monotonic()
         task = asyncio.ensure_future(work)
@@ -111,11 +107,19 @@ class Runner:
                 self.tend()
                 if jump := self.clocks.look():
                     self.journal.note("clock", asdict(jump))
-                self.budget.check(time.monotonic() - began_s, self.energy_j or 0.0)
+                self._add_up()
+                self.budget.check(time.monotonic() - began_s, self._spent_j or 0.0)
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
         return task.result()
+
+    def _add_up(self) -> None:
+        """What the session has taken, as far as the counters have told it. A reset of a counter leaves it unknown from there on."""
+        until_ns = time.monotonic_ns() - TOLD_NS
+        if self._began_ns and until_ns > self._began_ns:
+            spent = self.joules.energy_between(self._began_ns, until_ns)
+            self._spent_j = None if spent is None else spent[0]
 
     async def _run(self, todo: Sequence[Stint]) -> None:
         await self._counters_move()
@@ -370,7 +374,7 @@ class Runner:
             self.journal.window(row)
         self.journal.end(stage, found)
         took = {"session": self.journal.session_number, "seconds": time.monotonic() - self._began_ns * 1e-9}
-        self.journal.note("spent", {**took, "energy_j": self.energy_j})
+        self.journal.note("spent", {**took, "energy_j": self._spent_j})
 
 
 def _now() -> str:
