@@ -27,8 +27,8 @@ def bundle(folder: Path) -> Path:
         copy(ROOT / name, source / name)
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", wheels, source], check=True)
-    command = [*pip, "install", "--no-deps", "--no-compile", "--constraint", ROOT / "constraints.txt", "--target", made]
-    subprocess.run([*command, *wheels.glob("*.whl"), "nvidia-ml-py"], check=True)
+    install = ["install", "--no-deps", "--no-compile", "--constraint", str(ROOT / "constraints.txt")]
+    subprocess.run([*pip, *install, "--target", made, *wheels.glob("*.whl"), "nvidia-ml-py"], check=True)
     shutil.rmtree(made / "bin", ignore_errors=True)
     (made / "bin").mkdir()
     shutil.copy(ROOT / "docker" / "etameter", made / "bin" / "etameter")
@@ -48,7 +48,7 @@ def test_a_vllm_without_etameter_serves_with_the_bundle_on_its_path(place: Place
     place.environment.pop("VIRTUAL_ENV", None)
     alone = subprocess.run([python, "-c", "import etameter"], env=place.environment, cwd="/", check=False)
     assert alone.returncode != 0
-    command = [made / "bin" / "etameter", *place.serve("--simulate-gpu", "h100", "--host", "127.0.0.1")]
+    command = [str(made / "bin" / "etameter"), *place.serve("--simulate-gpu", "h100", "--host", "127.0.0.1")]
     command[2] = str(model_dir)
     command += ["--served-model-name", "small", "--max-model-len", "1024", "--dtype", "bfloat16", "--enforce-eager"]
     log = place.path / "log"
