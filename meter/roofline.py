@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from etameter.costs import Costs, prior
-from etameter.work import TERMS
+from etameter.work import ADAPTER, TERMS
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,5 +164,5 @@ def roofline_prior(board: Board, shape: ModelShape) -> Costs:
     reading_s = (0, weights_s, 0, 0, 0, attended_s, 0, ADAPTER_SHARE * weights_s, experts / board.bytes_per_s)
     computing_s = (0, LAUNCH_S, token_s, pair_s, token_s, pair_s, token_s, 0, 0)
     floor = np.zeros(len(TERMS))
-    floor[1] = board.idle_w * LAUNCH_S
+    floor[[1, ADAPTER]] = board.idle_w * LAUNCH_S  # an adapter brings kernels of its own to every layer
     return prior(energy, (reading_s, computing_s), floor=floor)

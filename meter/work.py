@@ -17,7 +17,7 @@ TERMS = ("p0_w", "c_j", "a_j", "a2_j", "b_j", "d_j", "encoder_j", "adapter_j", "
 and for all experts."""
 OWN = slice(2, 8)
 """Those whose features are sums over rows."""
-EXPERTS = 8
+ADAPTER, EXPERTS = 7, 8
 
 COLUMNS = 11
 SLOT, PREFILL, DECODE, CACHED, RECOMPUTED, DRAFT, ENCODER, CONTEXT, LORA, ACCEPTED, FIRST = range(COLUMNS)
