@@ -164,9 +164,22 @@ def side_by_side() -> dict[str, Any]:
                     for name, gauge in ((view, "etameter_eta_ratio"), (f"{view} ±", "etameter_eta_half_width_ratio"))
                 ),
                 by=("model_name", "arm"),
-                span=24,
+                span=12,
                 height=8,
                 empty=NO_JUDGE,
+            ),
+            lines(
+                "What would be saved without slack and waste",
+                "Share of output energy, over five minutes, that would not have been spent: the marginal joules of slack. The rest of its joules are of "
+                "steps that others needed as well.",
+                "percentunit",
+                query(
+                    f"sum by (model_name, arm, source) (rate(etameter_slack_marginal_joules_total{{{ARM}}}[5m]))"
+                    f' / (sum by (model_name, arm, source) (rate(etameter_energy_joules_total{{phase="output", {ARM}}}[5m])) > 0)',
+                    of_arm,
+                ),
+                empty=NO_REQUESTS,
+                colours=ARMS,
             ),
         ],
         since="now-1h",
