@@ -23,24 +23,25 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.labelled import Answer, folds, load
+from benchmarks.labelled import Answer, load
 from benchmarks.report import Goal, finish
-from benchmarks.train_fast import (
+from etameter.slack.eta import fast_eta
+from etameter.slack.fast import Labelled, Model, classify, label_all
+from etameter.slack.labels import LABELS, LENIENT_SLACK, NAMES, STRICT_SLACK, UNTOLD
+from etameter.slack.lexical import lexical
+from etameter.slack.segment import segment
+from etameter.slack.training import (
     Floats,
     Table,
     calibration,
     fit,
+    folds,
     left_out,
     regress,
     slack_threshold,
     table,
     thresholds,
 )
-from etameter.slack.eta import fast_eta
-from etameter.slack.fast import Labelled, Model, classify, label_all
-from etameter.slack.labels import LABELS, LENIENT_SLACK, NAMES, STRICT_SLACK, UNTOLD
-from etameter.slack.lexical import lexical
-from etameter.slack.segment import segment
 
 _LENIENT = np.array([LABELS.index(label) for label in LENIENT_SLACK])
 _STRICT = np.array([LABELS.index(label) for label in STRICT_SLACK])

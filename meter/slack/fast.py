@@ -2,7 +2,7 @@
 
 What it does not name is not thereby required: it is *not shown to be slack*. So the share it leaves is an upper bound on
 lenient η, and it says nothing of strict η. It abstains from code, tables, data, formulas, tool calls and reasoning, and from
-text that is not English. The weights are those of a logistic regression, in `fast.json`, made by `benchmarks/train_fast.py`.
+text that is not English. The weights are those of a logistic regression, in `fast.json`, as `training` finds them.
 """
 
 import json
