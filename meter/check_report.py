@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from etameter import findings, recording
+from etameter import findings, playback
 from etameter.costs import Costs
 from etameter.findings import Check, Diagnosis
 from etameter.ledger import RequestRow
@@ -72,7 +72,7 @@ def judge(
     balances: Sequence[Balance],
     requests: Sequence[RequestRow],
     told: Sequence[Mapping[str, Any]],
-    replayed: recording.Replay,
+    replayed: playback.Replay,
 ) -> tuple[list[Check], dict[str, float]]:
     """Whether the figures hold together, and the balance in joules."""
     measured_j = sum(one.measured_j for one in balances)

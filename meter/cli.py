@@ -223,7 +223,7 @@ def record(
     Runs beside the meter that is there, if one is. No text of prompts or answers is in a recording, and no id that a client chose.
     """
     _compute_on_one_core()
-    from . import config, daemon, recording
+    from . import config, daemon, playback
 
     if board is not None and simulate_gpu is None:
         raise ConfigError("--board needs --simulate-gpu", "name the board's profile, h100 or a100")
@@ -233,7 +233,7 @@ def record(
     if loaded.meter.simulate_gpu is not None:
         board = board or config.board_of(ring)
     daemon.record(loaded, ring, board, out, seconds)
-    print(recording.report(recording.replay(out)))
+    print(playback.report(playback.replay(out)))
     return 0
 
 
@@ -252,11 +252,11 @@ def replay(
 
     Ends with 3 where this version gives other figures than the one that recorded, beyond rounding.
     """
-    from . import recording
+    from . import playback
 
-    replayed = recording.replay(recording.OF_DEMO if file is None else file)
-    print(recording.as_json(replayed, receipt) if as_json else recording.report(replayed, receipt))
-    return 0 if replayed.worst <= recording.SAME else REGRESSION
+    replayed = playback.replay(playback.OF_DEMO if file is None else file)
+    print(playback.as_json(replayed, receipt) if as_json else playback.report(replayed, receipt))
+    return 0 if replayed.worst <= playback.SAME else REGRESSION
 
 
 @app.command()

@@ -21,7 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from etameter import config, doctor, recording
+from etameter import config, doctor, playback
 from etameter.accounts import Device
 from etameter.check_report import (
     PhaseFigures,
@@ -103,7 +103,7 @@ def _run(out: Path, seconds: float, device: str, shape: str, look_s: float, burs
         ring.unlink(missing_ok=True)
     assert isinstance(window.accounts, Recorder)
     window.accounts.close(load=told, polls=window.sampler.polls, missed_polls=window.sampler.missed_polls)
-    replayed = recording.replay(file)
+    replayed = playback.replay(file)
     checks, balance_j = judge(window.balances, window.requests, told, replayed)
     checks.append(fit_check(window.costs))
     served = _server() if server else None

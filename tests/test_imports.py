@@ -42,7 +42,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     | {"etameter.answers", "etameter.claims", "etameter.classifier", "etameter.readings"}
     | {"etameter.auditing", "etameter.audits"},
     frozenset({"etameter.accounts", "etameter.books", "etameter.joules"}),
-    frozenset({"etameter.engine", "etameter.recording"}),
+    frozenset({"etameter.engine", "etameter.recorded_rows", "etameter.recording", "etameter.playback"}),
     frozenset({"etameter.bursts"}),
     frozenset({"etameter.findings"}),
     frozenset({"etameter.display"}),

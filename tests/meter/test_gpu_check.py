@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from etameter import check_report, findings, gpu_check, recording
+from etameter import check_report, findings, gpu_check, playback
 from etameter.costs import Costs
 from etameter.errors import EngineError, EtameterError
 from etameter.ledger import RequestRow
@@ -79,15 +79,15 @@ def test_the_check_in_miniature(board: Board, tmp_path: Path) -> None:
     assert report.load["device"] == "cpu"
     written = json.loads((out / "report.json").read_text())
     assert written["sound"] is report.sound
-    assert sum(phase["requests"] for phase in written["phases"]) == len(recording.replay(out / "recording.zip").rows)
+    assert sum(phase["requests"] for phase in written["phases"]) == len(playback.replay(out / "recording.zip").rows)
     text = (out / "report.txt").read_text()
     assert "batch of 32" in text
     assert "sees the whole period" in text or "lag" in text
     assert "work of a GPU: the load ran on the CPU" in text
     assert {"python", "numpy", "torch"} <= report.versions.keys()
-    manifest = recording.replay(out / "recording.zip").manifest
+    manifest = playback.replay(out / "recording.zip").manifest
     assert manifest["about"]["doctor"]["can_measure"] is True
-    assert [phase["phase"] for phase in recording.replay(out / "recording.zip").health["load"][1:]] == list(phases)  # type: ignore[index]
+    assert [phase["phase"] for phase in playback.replay(out / "recording.zip").health["load"][1:]] == list(phases)  # type: ignore[index]
     assert not list(tmp_path.glob("*.ring"))
 
 
@@ -124,7 +124,7 @@ def row(joules: float) -> RequestRow:
 )
 def test_what_does_not_hold_is_told(paid_j: float, lost_j: float, ran: int, differing: int, broken: set[str]) -> None:
     balance = Balance("GPU-0", 0, 10, 100.0, 70.4 - lost_j, 29.6, 0.0, {"stale": lost_j})
-    replayed = recording.Replay({}, outcomes=5, differing=differing)
+    replayed = playback.Replay({}, outcomes=5, differing=differing)
     checks, balance_j = check_report.judge([balance], [row(paid_j)], [{}, {"requests": ran}], replayed)
     assert {check.name for check in checks if check.verdict == "bad"} == broken
     assert balance_j["unattributed_stale"] == lost_j

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from etameter.recording import receipt_name, replay
+from etameter.playback import replay
+from etameter.recording import receipt_name
 from tests.meter.test_daemon import PATIENCE_S, RECEIPT, engine, lit_board, running, serve_one, until
 
 pytestmark = pytest.mark.unit

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from etameter import recording
+from etameter import playback
 from etameter.accounts import Accounts, Batch
 from etameter.ledger import RequestRow, Resume
-from etameter.recording import OF_DEMO, Recorder, RecordingError, receipt_name, replay
+from etameter.playback import OF_DEMO, replay
+from etameter.recording import Recorder, RecordingError, receipt_name
 from etameter.records import Conditions, Edge, Finding, ReadFailure, Standstill
 from etameter.serving.ring import Dispatch, Done, Introduction, Lost, Record, Row, pair_table, row_table
 from tests.meter.test_accounts import MS, Books, Engine, device, feed, header
@@ -187,7 +188,7 @@ def test_figures_that_come_out_otherwise_are_told(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(Accounts, "settle", dearer(1 + 1e-12))
     rounded = replay(tmp_path / "r.zip")
     assert not rounded.identical
-    assert 0 < rounded.worst < recording.SAME
+    assert 0 < rounded.worst < playback.SAME
     monkeypatch.setattr(Accounts, "settle", dearer(1.01))
     assert replay(tmp_path / "r.zip").worst == pytest.approx(0.01, rel=0.02)
 
@@ -217,7 +218,7 @@ def test_the_shipped_recording_is_of_the_demo_and_says_that_it_is_simulated() ->
     assert len(again.rows) == 17
     assert {row.energy.source for row in again.rows} == {"simulated"}
     assert again.requests_j + math.fsum(again.unassigned_j.values()) == pytest.approx(again.measured_j, rel=1e-9)
-    assert "simulated" in recording.report(again, None)
+    assert "simulated" in playback.report(again, None)
 
 
 def rewritten(source: Path, target: Path, manifest: dict[str, object] | None = None, events: str | None = None) -> Path:
