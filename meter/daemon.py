@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import logging
 import signal
 import sqlite3
@@ -28,7 +29,7 @@ from etameter.counters import Counter
 from etameter.counters.machine import open_counters
 from etameter.display import Display
 from etameter.engine import Engine, check_ring
-from etameter.errors import EtameterError, MeterBusy
+from etameter.errors import ConfigError, EtameterError, MeterBusy
 from etameter.export.events import Events
 from etameter.export.http import application
 from etameter.export.prometheus import Metrics
@@ -126,6 +127,16 @@ async def _run(
             held.callback(counter.close)
         await Meter(settings, rings, socket, counters, recording).run(stop)
     return came[0] if came else None
+
+
+def deaf(host: str, port: int, error: OSError) -> EtameterError:
+    """Why nobody can be listened to there."""
+    if error.errno == errno.EADDRINUSE:
+        return MeterBusy(f"port {port} of {host} is taken", "stop what has it, or name another with --port")
+    if error.errno in {errno.EACCES, errno.EPERM}:
+        return ConfigError(f"port {port} is for root alone", "name one from 1024 on with --port")
+    remedy = "set [meter] host to an address of this machine, such as 127.0.0.1, or 0.0.0.0 for all of them"
+    return ConfigError(f"this machine can't listen at {host} ({error.strerror})", remedy)
 
 
 class Meter:
@@ -237,9 +248,7 @@ class Meter:
             await web.TCPSite(runner, host, port).start()
             port = runner.addresses[0][1]  # 0 has become one that was free
         except OSError as error:
-            raise MeterBusy(
-                f"port {port} of {host} is not free ({error.strerror})", "name another with --port"
-            ) from error
+            raise deaf(host, port, error) from error
         logger.info(
             "metering %s: counter=%s source=%s; live page http://%s:%d/, metrics http://%s:%d/metrics; ledger %s",
             ", ".join(counter.gpu_uuid for counter in self._counters),

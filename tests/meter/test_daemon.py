@@ -1,6 +1,7 @@
 """The meter as a process: a ring and a board are fed to it as an engine and a GPU would, through the same files and libraries."""
 
 import asyncio
+import errno
 import fcntl
 import http.client
 import json
@@ -441,8 +442,33 @@ def test_a_port_in_use_is_named(tmp_path: Path) -> None:
         taken.listen()
         port = taken.getsockname()[1]
         line = refusal(start(tmp_path, board.environment(), port=port))
-        assert line.startswith(f"etameter: port {port} of 127.0.0.1 is not free")
+        assert line == f"etameter: port {port} of 127.0.0.1 is taken: stop what has it, or name another with --port"
         assert not (tmp_path / "run" / "meter.sock").exists()
+
+
+@pytest.mark.parametrize("host", ["203.0.113.9", "no.such.host.invalid"])
+def test_an_address_that_is_not_this_machines_is_named(tmp_path: Path, host: str) -> None:
+    with lit_board(tmp_path) as board:
+        line = refusal(start(tmp_path, {**board.environment(), "ETAMETER_METER__HOST": host}))
+        assert line.startswith(f"etameter: this machine can't listen at {host} (")
+        assert line.endswith(
+            "set [meter] host to an address of this machine, such as 127.0.0.1, or 0.0.0.0 for all of them"
+        )
+        assert not (tmp_path / "run" / "meter.sock").exists()
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (errno.EADDRINUSE, "port 80 of h is taken"),
+        (errno.EACCES, "port 80 is for root alone: name one from 1024 on"),
+        (errno.EPERM, "port 80 is for root alone"),
+        (errno.EADDRNOTAVAIL, "can't listen at h \\(why\\)"),
+    ],
+)
+def test_why_nobody_can_be_listened_to_is_said(code: int, words: str) -> None:
+    with pytest.raises(EtameterError, match=words):
+        raise daemon.deaf("h", 80, OSError(code, "why"))
 
 
 @pytest.mark.parametrize(
