@@ -119,7 +119,7 @@ def _run(told: Told) -> Run:
         clock_mhz=max((board["max_clock_mhz"] for board in boards if board.get("max_clock_mhz")), default=None),
         power_cap_w=_sum([board.get("power_limit_w") for board in boards]),
         vllm=first.get("server", {}).get("version"),
-        model=head.get("model"),
+        model=first.get("model", head["model"]),
         model_hash=first.get("server", {}).get("model_fingerprint"),
         etameter=head["etameter"],
         tasks_hash=head.get("tasks_hash"),
@@ -153,9 +153,3 @@ def _spent_j(told: Told) -> float | None:
 def _sum(values: Sequence[float | None]) -> float | None:
     given = [value for value in values if value is not None]
     return sum(given) if given and len(given) == len(values) else None
-
-
-def told_of(whole: Night) -> str:
-    """For `--json`: the run and its figures."""
-    told = {**asdict(whole.run), "figures": [asdict(figure) for figure in whole.figures]}
-    return json.dumps(told, ensure_ascii=False)
