@@ -162,11 +162,15 @@ def test_a_driver_that_is_reloaded_is_read_again(tmp_path: Path) -> None:
         assert_sound(meter)
 
 
-def test_without_an_energy_counter_power_is_integrated_and_said_to_be(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "missing", [Call.ENERGY, Call.ENERGY | Call.INSTANT], ids=["instantaneous power", "a mean over the last second"]
+)
+def test_without_an_energy_counter_power_is_integrated_and_said_to_be(tmp_path: Path, missing: Call) -> None:
     with lit_board(tmp_path) as board:
-        board.fail(Call.ENERGY, pynvml.NVML_ERROR_NOT_SUPPORTED)
+        board.fail(missing, pynvml.NVML_ERROR_NOT_SUPPORTED)
         with running(tmp_path, board.environment()) as meter, engine(tmp_path, [board.uuid()]) as ring:
             knows_its_engine(meter)
+            until(lambda: meter.get("/ready")[0] == 200)  # what was over before its first reading nobody meters
             serve_one(ring, 30)
             energy = until(meter.settled)
             assert energy["counter"] == "power"
@@ -205,6 +209,24 @@ def test_without_a_library_nothing_is_metered_and_nothing_simulated(tmp_path: Pa
         ctypes.CDLL("libnvidia-ml-none.so.1")
     line = refusal(start(tmp_path, {"LD_LIBRARY_PATH": ""}))
     assert "NVML" in line or "energy counter" in line
+    assert not (tmp_path / "ledger.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("calls", "code", "says"),
+    [
+        (Call.INIT, pynvml.NVML_ERROR_DRIVER_NOT_LOADED, "the NVIDIA driver isn't running"),
+        (Call.INIT, pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH, "of different versions"),
+        (Call.ENERGY | Call.POWER | Call.INSTANT, pynvml.NVML_ERROR_NO_PERMISSION, "may not read the GPU"),
+        (Call.ENERGY | Call.POWER | Call.INSTANT, pynvml.NVML_ERROR_NOT_SUPPORTED, "tells neither energy nor power"),
+    ],
+)
+def test_where_nothing_can_be_read_the_meter_ends_with_a_line(
+    tmp_path: Path, calls: Call, code: int, says: str
+) -> None:
+    with lit_board(tmp_path) as board:
+        board.fail(calls, code)
+        assert says in refusal(start(tmp_path, board.environment()))
     assert not (tmp_path / "ledger.db").exists()
 
 
