@@ -67,6 +67,61 @@ def eta_audit(
     return 0
 
 
+@eta.command("label")
+def eta_label(
+    file: Annotated[Path, typer.Argument(help='Responses: JSON lines of {"id", "prompt", "response"}.')],
+    out: Annotated[
+        Path, typer.Option(metavar="FILE", help="Where labelled responses go; what it has already is not asked again.")
+    ],
+) -> int:
+    """Label the spans of responses yourself, by the rules that the judge has.
+
+    A letter and Enter for each span; `?` shows the rules. Stop at any time: finished responses are kept, and the next call goes on with the others.
+    """
+    from rich.console import Console
+
+    from . import label_command
+
+    console = Console(highlight=False)
+    print(label_command.label_file(file, out, console.input, console))
+    return 0
+
+
+@eta.command("train")
+def eta_train(
+    files: Annotated[list[Path], typer.Argument(help="Labelled responses, as of eta label.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Where the weights go, for [eta] weights.")],
+    as_json: Json = False,
+) -> int:
+    """Train what names slack on labels of your own, starting from the weights that come with etameter.
+
+    Says how both do on responses that were left out of the training.
+    """
+    import json
+
+    from . import train_command
+
+    found = train_command.train_files(files, out)
+    print(json.dumps(found) if as_json else train_command.trained(found))
+    return 0
+
+
+@eta.command("agree")
+def eta_agree(
+    one: Annotated[Path, typer.Argument(help="Labelled responses.")],
+    other: Annotated[Path, typer.Argument(help="The same responses, labelled by somebody else.")],
+    as_json: Json = False,
+) -> int:
+    """Say how far two who labelled the same responses agree: no machine can be asked to do better."""
+    import json
+
+    from . import train_command
+
+    found = train_command.agree_files(one, other)
+    print(json.dumps(found) if as_json else train_command.agreed(found))
+    return 0
+
+
 @eta.command("branching")
 def eta_branching(
     file: Annotated[

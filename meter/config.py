@@ -201,6 +201,10 @@ class EtaSection(_Section):
         le=1.0,
         description="At most this share of responses is judged, and audits take at most this share of the joules that other requests take.",
     )
+    weights: Path | None = Field(
+        default=None,
+        description="Weights that `etameter eta train` made of labels of your own, in place of those that come with etameter.",
+    )
 
 
 class Config(BaseSettings):

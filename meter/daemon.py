@@ -54,6 +54,7 @@ from etameter.recording import Recorder
 from etameter.records import Source, weakest
 from etameter.sampler import Sampler
 from etameter.serving.ring import boot_id
+from etameter.slack import fast
 from etameter.slack.labels import WASTES
 from etameter.slack.reading import Reading
 
@@ -162,8 +163,13 @@ class Meter:
         self._metrics = Metrics(models=(), arms=(*settings.arms, "unlabelled"), footprint=self._footprint)
         self._sampler = Sampler(counters, period_ns=int(settings.meter.poll_ms * 1e6))
         self._claims = Claims(self)
+        model = None if settings.eta.weights is None else fast.load(settings.eta.weights)
         self._classifier = Classifier(
-            self._claims, self._receipts.reading, on=settings.meter.classify, tokenizer=self._tokenizer
+            self._claims,
+            self._receipts.reading,
+            on=settings.meter.classify,
+            classify=partial(fast.classify, model=model),
+            tokenizer=self._tokenizer,
         )
         self._audits = Audits(self._metrics, self._classifier, self._receipts)
         self._auditing = Auditing(settings.eta, self._audits, on=settings.meter.classify)

@@ -60,7 +60,7 @@ LAYERS: tuple[frozenset[str], ...] = (
         }
         | {"etameter.arithmetic", "etameter.arithmetic_command"}
         | {"etameter.check_report", "etameter.eta_command", "etameter.own_server", "etameter.audit_command"}
-        | {"etameter.branching_command"}
+        | {"etameter.branching_command", "etameter.label_command", "etameter.train_command"}
     ),
     frozenset({"etameter.prompts.ab_command", "etameter.prompts.nightly.command", "etameter.prompts.station"}),  # they start a server as the demo does
     frozenset({"etameter.cli", "etameter.cli_ab", "etameter.cli_eta", "etameter.cli_arithmetic", "etameter.cli_proxy", "etameter.cli_nightly", "etameter.cli_history"}),

@@ -108,6 +108,63 @@ def _of_eta(pairs: Sequence[tuple[float | None, float]]) -> dict[str, float | in
     }
 
 
+def raters(pairs: Sequence[tuple[Sequence[Label | None], Sequence[Label | None]]]) -> dict[str, Any]:
+    """How far two who label agree: by character where both say something, and η by response. Each pair has the labels of a response's characters."""
+    both = [[np.array([_PLACES.get(each, _UNLABELLED) for each in labels]) for labels in pair] for pair in pairs]
+    known = [(one != _UNLABELLED) & (other != _UNLABELLED) for one, other in both]
+    one, other = (
+        np.concatenate([pair[side][where] for pair, where in zip(both, known, strict=True)]) for side in (0, 1)
+    )
+    kept = [(first[where], second[where]) for (first, second), where in zip(both, known, strict=True) if where.any()]
+    views = {"strict": [_REQUIRED], "lenient": list(_NOT_SLACK)}
+    return {
+        "responses": len(kept),
+        "characters": len(one),
+        "labels": _alike(one, other),
+        **{view: _alike(np.isin(one, counted), np.isin(other, counted)) for view, counted in views.items()},
+        **{
+            f"eta_{view}": _of_two([(_share(a, counted), _share(b, counted)) for a, b in kept])
+            for view, counted in views.items()
+        },
+        "confusions": _confusions(one, other),
+    }
+
+
+def _alike(one: NDArray[Any], other: NDArray[Any]) -> dict[str, float | None]:
+    """Share that is alike, and how far that is beyond chance: None where there is nothing but chance."""
+    if not len(one):
+        return {"alike": None, "kappa": None}
+    alike = float((one == other).mean())
+    chance = sum(float((one == each).mean() * (other == each).mean()) for each in np.union1d(one, other))
+    return {"alike": alike, "kappa": (alike - chance) / (1 - chance) if chance < 1 else None}
+
+
+def _share(labels: Ints, counted: Sequence[int]) -> float:
+    return float(np.isin(labels, counted).mean())
+
+
+def _of_two(pairs: Sequence[tuple[float, float]]) -> dict[str, float | None]:
+    one, other = np.array(pairs).reshape(-1, 2).T
+    if not len(one):
+        return {"bias": None, "mae": None, "spearman": None}
+    return {
+        "bias": float((one - other).mean()),
+        "mae": float(np.abs(one - other).mean()),
+        "spearman": _correlation(_ranks(one), _ranks(other)),
+    }
+
+
+def _confusions(one: Ints, other: Ints, most: int = 5) -> list[dict[str, Any]]:
+    """Which labels stand against each other most, as shares of all characters."""
+    found = [
+        {"one": a, "other": b, "share": float(((one == _PLACES[a]) & (other == _PLACES[b])).mean())}
+        for a in LABELS
+        for b in LABELS
+        if a != b and len(one)
+    ]
+    return sorted((each for each in found if each["share"]), key=lambda each: -float(str(each["share"])))[:most]
+
+
 def _scores(named: Bools, there: Bools) -> dict[str, float | None]:
     right, said, all_ = (int(each.sum()) for each in (named & there, named, there))
     return {

@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -75,9 +76,20 @@ def parse(text: str) -> Model:
     data = json.loads(text)
     if data["features"] != list(NAMES) or data["classes"] != list(CLASSES):
         raise EtameterError(
-            "fast.json was made for other features", "make it anew: python -m benchmarks.train_fast --data DIR"
+            "these weights were made for other features", "make them anew with etameter eta train"
         )
     return Model(np.array(data["weights"]), data["thresholds"], data["slack_threshold"], data["scale"], data["shift"])
+
+
+def load(file: Path) -> Model:
+    """Weights that `etameter eta train` made. Raises EtameterError where the file holds none."""
+    remedy = "name a file that etameter eta train made"
+    try:
+        return parse(file.read_text())
+    except OSError as error:
+        raise EtameterError(f"the weights {file} can't be read ({error.strerror})", remedy) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise EtameterError(f"{file} holds no weights ({type(error).__name__})", remedy) from None
 
 
 @cache

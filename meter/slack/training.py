@@ -93,7 +93,8 @@ def regress(
         found = np.exp(score)
         found /= found.sum(axis=1, keepdims=True)
         pull = ridge * (weights - towards)
-        pull[-1] = 0.0
+        if start is None:
+            pull[-1] = 0.0
         gradient = (features.T @ ((found - wanted) * weight[:, None]) + pull) / len(features)
         mean = 0.9 * mean + 0.1 * gradient
         square = 0.999 * square + 0.001 * gradient**2
