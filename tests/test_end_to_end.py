@@ -4,21 +4,16 @@ The server's clients and the ledger are two witnesses of the same requests; the 
 """
 
 import asyncio
-import http.client
 import json
-import os
 import shutil
 import sqlite3
 import subprocess
-import sys
 import threading
-import time
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,99 +27,21 @@ from etameter.prompts.arms import Sampling, find
 from etameter.prompts.dialogue import Dialogue, Wanted, hold
 from etameter.prompts.endpoint import connect
 from etameter.prompts.tasks import load_suite
+from tests.forms import FORMS, Told, ask
 from tests.meter.test_daemon import free_port
+from tests.metered import Metered, check_sum, metering, receipt_of, settled, stopped, until, warm_up
 from tests.serving.real_server import CHUNK_TOKENS, MODEL_NAME, RealServer
 
 pytestmark = pytest.mark.server
 
-PATIENCE_S = 90.0
 PROMETHEUS = shutil.which("prometheus")
-
-
-def until(holds: Callable[[], Any]) -> Any:
-    deadline_s = time.monotonic() + PATIENCE_S
-    while time.monotonic() < deadline_s:
-        if result := holds():
-            return result
-        time.sleep(0.05)
-    raise AssertionError(f"not within {PATIENCE_S} s")
-
-
-@dataclass
-class Metered:
-    """The server with its meter."""
-
-    client: openai.OpenAI
-    meter_port: int
-    ledger: Path
-    usages: dict[str, Any]
-    """By receipt id, what the server told its client."""
-
-    def chat(self, content: str, **more: Any) -> Any:
-        options: dict[str, Any] = {"max_tokens": 12, "temperature": 0, "extra_body": {"ignore_eos": True}} | more
-        messages: Any = [{"role": "user", "content": content}]
-        answer = self.client.chat.completions.create(model=MODEL_NAME, messages=messages, **options)
-        if not options.get("stream"):
-            self.note(answer)
-        return answer
-
-    def note(self, answer: Any) -> None:
-        """On a machine with more work than cores the figure may be late; then the response names its receipt."""
-        assert answer.energy or answer.energy_reason == "meter_late"
-        self.usages[answer.energy["receipt_id"] if answer.energy else answer.energy_receipt_id] = answer.usage
-
-    def get(self, path: str) -> bytes:
-        connection = http.client.HTTPConnection("127.0.0.1", self.meter_port, timeout=5)
-        try:
-            connection.request("GET", path)
-            return connection.getresponse().read()
-        finally:
-            connection.close()
-
-    def rows(self) -> list[RequestRow]:
-        ledger = Ledger(self.ledger, read_only=True)
-        try:
-            return ledger.requests()
-        finally:
-            ledger.close()
 
 
 @pytest.fixture(scope="module")
 def metered(server: RealServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Metered]:
-    directory = tmp_path_factory.mktemp("meter")
-    board, port = directory / "board", free_port()
-    environment = os.environ | {"ETAMETER_RUN": str(server.run_dir), "ETAMETER_STATE": str(directory)}
-    environment |= {"ETAMETER_METER__CLASSIFY": "true"}
-    ring = ["--ring", str(server.ring_path)]
-    modelled = [sys.executable, "-m", "etameter.counters.simulated", "--profile", "h100", *ring, "--board", str(board)]
-    meter = [sys.executable, "-m", "etameter", "meter", *ring, "--ledger", str(directory / "ledger.db")]
-    meter += ["--port", str(port), "--simulate-gpu", "h100", "--board", str(board)]
-    with (directory / "log").open("w") as log:
-        processes = [subprocess.Popen(command, env=environment, stderr=log) for command in (modelled, meter)]
-        try:
-            client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
-            found = Metered(client, port, directory / "ledger.db", {})
-            until(lambda: b"etameter_gpu_energy_joules_total{" in _or_empty(lambda: found.get("/metrics")))
-            until(lambda: _warm(found))  # the middleware has found the socket, and the costs have been fitted once
-            yield found
-            client.close()
-        finally:
-            for process in reversed(processes):
-                process.terminate()
-                process.wait(10)
-
-
-def _or_empty(ask: Callable[[], bytes]) -> bytes:
-    try:
-        return ask()
-    except OSError:
-        return b""
-
-
-def _warm(metered: Metered) -> bool:
-    messages: Any = [{"role": "user", "content": "Warm up."}]
-    answer: Any = metered.client.chat.completions.create(model=MODEL_NAME, messages=messages, max_tokens=24)
-    return answer.energy is not None and b"etameter_cost_coefficient{" in metered.get("/metrics")
+    with metering(server, tmp_path_factory.mktemp("meter")) as found:
+        warm_up(found)
+        yield found
 
 
 def test_every_request_of_a_mixed_load(metered: Metered) -> None:
@@ -230,11 +147,11 @@ def test_the_openai_client_reads_energy_from_chat_and_completions_and_the_settle
         answer = ask()
         return answer.energy and answer
 
-    for ask in (chat, complete):
-        answer = until(partial(answered, ask))
+    for asking in (chat, complete):
+        answer = until(partial(answered, asking))
         early = answer.energy
         assert early["energy_joules"] > 0
-        late = until(partial(_settled, metered, f"/energy/{early['receipt_id']}"))
+        late = until(partial(settled, metered, f"/energy/{early['receipt_id']}"))
         assert late["energy_joules"] == pytest.approx(early["energy_joules"], rel=0.35)
         assert late["output_tokens"] == answer.usage.completion_tokens
         assert late["counter"] == "simulated"
@@ -243,15 +160,10 @@ def test_the_openai_client_reads_energy_from_chat_and_completions_and_the_settle
         assert sum(each["tokens"] for each in eta["slack"].values()) <= late["output_tokens"]
 
 
-def _settled(metered: Metered, path: str) -> Any:
-    energy = json.loads(metered.get(path))["energy"]
-    return energy if energy and energy["settled"] else None
-
-
 def test_spans_are_counted_by_the_models_own_tokenizer_and_joules_by_when_they_were_spent(metered: Metered) -> None:
     pytest.importorskip("tokenizers")
-    receipt_id = _receipt_of(metered.chat("Say something.", max_tokens=20))
-    eta = until(partial(_settled, metered, f"/energy/{receipt_id}"))["eta"]
+    receipt_id = receipt_of(metered.chat("Say something.", max_tokens=20))
+    eta = until(partial(settled, metered, f"/energy/{receipt_id}"))["eta"]
     assert (eta["unit"], eta["joules_by"]) == ("tokens", "time")
 
 
@@ -272,7 +184,7 @@ def test_an_answer_whose_client_goes_is_abandoned(metered: Metered, stream: bool
 
     (row,) = until(ended)
     assert row.record.finish_reason == "abort"
-    energy = until(partial(_settled, metered, f"/energy/{row.record.receipt_id}"))
+    energy = until(partial(settled, metered, f"/energy/{row.record.receipt_id}"))
     lost = until(lambda: json.loads(metered.get(f"/energy/{row.record.receipt_id}"))["energy"]["waste"])
     assert lost.keys() == {"abandoned"}
     assert lost["abandoned"]["tokens"] == row.record.output_tokens > 0
@@ -285,18 +197,14 @@ def test_the_earlier_one_of_two_answers_to_the_same_is_a_retry(metered: Metered)
 
     def ask(temperature: float) -> str:
         question = "Is the sea salty? Say yes or no."
-        return _receipt_of(metered.chat(question, max_tokens=30, temperature=temperature, extra_body=choice))
+        return receipt_of(metered.chat(question, max_tokens=30, temperature=temperature, extra_body=choice))
 
     first, second = ask(0.0), ask(0.7)
     until(lambda: (first, "retry") in _wastes(metered))
-    energy = until(partial(_settled, metered, f"/energy/{first}"))
+    energy = until(partial(settled, metered, f"/energy/{first}"))
     assert energy["waste"].keys() == {"retry"}
     assert energy["waste"]["retry"]["joules"] == pytest.approx(energy["output_joules"])
-    assert until(partial(_settled, metered, f"/energy/{second}"))["waste"] == {}
-
-
-def _receipt_of(answer: Any) -> str:
-    return str(answer.energy["receipt_id"] if answer.energy else answer.energy_receipt_id)
+    assert until(partial(settled, metered, f"/energy/{second}"))["waste"] == {}
 
 
 def _wastes(metered: Metered) -> list[tuple[str, str]]:
@@ -347,6 +255,29 @@ def _query(address: str, expression: str) -> float | None:
     except OSError:
         return None
     return float(result[0]["value"][1]) if result else None
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("form", FORMS)
+def test_each_form_has_its_energy_or_says_why_not_and_is_the_servers_own_else(
+    metered: Metered, form: str, stream: bool
+) -> None:
+    def present() -> Told | None:
+        told = ask(metered.server.url, FORMS[form], stream=stream)
+        return told if told.energy else None
+
+    told = until(present)
+    check_sum(metered, told)
+    with stopped(metered.meter):
+        untold = ask(metered.server.url, FORMS[form], stream=stream)
+    assert untold.energy is None
+    assert untold.objects[-1]["energy_reason"] == "meter_late"
+    assert untold.own == told.own
+    assert told.body.endswith(b"data: [DONE]\n\n" if stream else b"}")
+    if form == "chat, a tool's call":
+        said = [choice.get("delta") or choice.get("message") for each in told.objects for choice in each["choices"]]
+        called = [call["function"].get("name") for each in said for call in each.get("tool_calls", ())]
+        assert "paint" in called, said
 
 
 @pytest.mark.slow
