@@ -22,11 +22,18 @@ MANIFEST = IMAGES / "live-page.json"
 CHROMIUM = "/usr/bin/chromium"
 FILLED_MS = 125_000
 """By then the two minutes of power are full."""
+FOLD = 740
+"""So much of a page is seen before one scrolls."""
 PICTURES: dict[str, tuple[int, int, Literal["light", "dark"]]] = {
+    "live-page": (1280, FOLD, "light"),
     "live-page-light": (1280, 1000, "light"),
     "live-page-dark": (1280, 1000, "dark"),
     "live-page-phone": (390, 1400, "light"),
 }
+
+
+WHOLE = ("live-page-light", "live-page-dark")
+"""Those that are drawn to the page's end."""
 
 
 def hashes() -> dict[str, str]:
@@ -63,7 +70,7 @@ def draw() -> None:
         for name, page in pages.items():
             page.bring_to_front()
             page.wait_for_timeout(2000)
-            _keep(page.screenshot(full_page=name != "live-page-phone"), IMAGES / f"{name}.png")
+            _keep(page.screenshot(full_page=name in WHOLE), IMAGES / f"{name}.png")
             page.close()
     MANIFEST.write_text(json.dumps(drawn_of, indent=1) + "\n")
 
