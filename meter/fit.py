@@ -2,12 +2,14 @@
 
 import math
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from etameter.costs import COMPUTING, PRIOR_DEVIATION, READING, Costs, edge_variance_j2, prior
+from etameter.costs import PRIOR_DEVIATION, Costs, edge_variance_j2, prior
+from etameter.durations import DECODED, coefficients_of_time, told_at_limit
+from etameter.evidence import Published, Spans, Steps
 from etameter.least_squares import ridge_nnls
 from etameter.records import Interval
 from etameter.work import TERMS, Array, BoolArray, IntArray, Work
@@ -17,14 +19,8 @@ WINDOW_INTERVALS = 3000
 HALF_LIFE_S = 30.0
 """What was measured so long ago counts half: leakage follows the temperature."""
 MIN_INTERVALS = 20
-TIME_STEPS = 2000
-"""The time model looks back over so many steps."""
-TIME_NOISE = 0.1
-"""Relative noise of a step's time, for weights."""
 ROUNDS = 5
 """So often weights, and which steps run at the power limit, are found anew in a fit."""
-CLEARLY = 0.9
-"""Of the misfit."""
 LAG_STEP_NS = 10_000_000
 LAGS_NS = tuple(range(0, 201_000_000, LAG_STEP_NS))
 LEAST_LAG_ERROR_NS = 1_000_000
@@ -53,19 +49,6 @@ EPOCH_CHANGE = np.array([0.02] + [0.3] * (len(TERMS) - 1))
 _SAME_TOKEN = np.eye(len(TERMS))
 _SAME_TOKEN[4, 2] = 1.0
 """A decode token takes what a prefill token takes, and more: what is fitted of its cost is the rest."""
-_COMPUTED = np.array(
-    [
-        [0, 1, 0, 0, 0, 0, 0, 0, 0],
-        [0, 0, 1, 0, 1, 0, 0, 0, 0],
-        [0, 0, 0, 1, 0, 0, 0, 0, 0],
-        [0, 0, 0, 0, 0, 1, 0, 0, 0],
-        [0, 0, 0, 0, 0, 0, 1, 0, 0],
-    ],
-    dtype=np.float64,
-).T
-"""TERMS × what is fitted of computing: a decode token is computed as a prefill token is."""
-_READ = np.eye(len(TERMS))[:, [1, 4, 5, 7, 8]]
-"""The same for reading: a prefill reads nothing that the step doesn't."""
 
 
 Fitted = tuple[Sequence[float], Sequence[Sequence[float]]]
@@ -104,6 +87,8 @@ class CostFit:
         self._idle_w: deque[float] = deque(maxlen=IDLE_INTERVALS)
         self._idle_until_ns = self._lag_until_ns = -math.inf
         self._lag_evidence = (np.array(LAGS_NS) / COMMON_LAG_NS) ** 2
+        self._told: tuple[Array, Array] | None = None
+        """What durations at the power limit told of `DECODED`."""
 
     def add_interval(self, interval: Interval) -> None:
         """Energy between two edges, as published."""
@@ -138,9 +123,10 @@ class CostFit:
         """Fit the window; with fewer than `MIN_INTERVALS` intervals or no step the costs in use stand."""
         if len(self._intervals) < MIN_INTERVALS or not self._steps:
             return self.costs
-        published = _Published(*np.array(self._intervals, dtype=np.float64).T)
-        steps = _Steps.of(self._steps)
+        published = Published(*np.array(self._intervals, dtype=np.float64).T)
+        steps = Steps.of(self._steps)
         capped = self.costs.capped(steps.features)
+        self._told = told_at_limit(steps, capped, self.costs, self._roofline, self._decoded_j())
         reached = steps.reached(capped, self.power_limit_w)
         expected_j = _modelled(*steps.between(published.lagged(self.costs.lag_ns), reached), self.costs.energy)
         noise_j = STEP_NOISE * np.maximum(np.maximum(published.joules, expected_j), 0.1 * published.joules.mean())
@@ -154,10 +140,10 @@ class CostFit:
         best = self._energy(steps, spans, published.joules, deviation, capped)
         if np.any(capped):
             other = self._energy(steps, spans, published.joules, deviation, np.zeros_like(capped))
-            best = other if other.misfit < CLEARLY * best.misfit else best
+            best = min(best, other, key=lambda each: each.improbability)
         step_j = replace(self.costs, energy=best.energy).step_energy(steps.features)
         step_noise, unevenness = self._noise(steps, step_j, spans, best.residual_j, published.error_j)
-        time_s, time_covariance = self._time(steps)
+        time_s, time_covariance = coefficients_of_time(steps, self.costs, self._prior, self._roofline)
         self.costs = Costs(
             energy=best.energy,
             covariance=best.covariance,
@@ -174,9 +160,7 @@ class CostFit:
         )
         return self.costs
 
-    def _energy(
-        self, steps: "_Steps", spans: "_Spans", joules: Array, deviation: Array, capped: BoolArray
-    ) -> "_Energy":
+    def _energy(self, steps: Steps, spans: Spans, joules: Array, deviation: Array, capped: BoolArray) -> "_Energy":
         """Find coefficients, and which steps run at the power limit, beginning with those that are `capped`."""
         start = self._start()
         trust = 1.0 / deviation
@@ -195,26 +179,38 @@ class CostFit:
             trust = np.sqrt(np.minimum(1.0, HUBER * scale / np.maximum(off, 1e-12))) / (scale * deviation)
         unsure = np.sqrt(np.diag(covariance)) > IDENTIFIED * np.maximum(energy, 1e-12)
         unidentified = tuple(np.array(TERMS)[unsure & np.any(work > 0, axis=0)].tolist())
-        return _Energy(energy, covariance, residual_j, _huber(off), unidentified)
+        improbability = len(joules) * math.log(max(_huber(off), 1e-9)) + _narrowness(energy, covariance, start)
+        return _Energy(energy, covariance, residual_j, improbability, unidentified)
 
-    def _remember_idle(self, steps: "_Steps", spans: "_Spans", published: "_Published", lag_error_ns: int) -> None:
+    def _remember_idle(self, steps: Steps, spans: Spans, published: Published, lag_error_ns: int) -> None:
         """Keep what the board drew in intervals without work, whatever the lag, for times when it has none."""
         known_ns = steps.t_ns[-1] - lag_error_ns
-        idle = steps.count(_Spans(spans.start_ns - lag_error_ns, spans.end_ns + lag_error_ns)) == 0
+        idle = steps.count(Spans(spans.start_ns - lag_error_ns, spans.end_ns + lag_error_ns)) == 0
         idle &= (spans.start_ns >= self._idle_until_ns) & (spans.end_ns <= known_ns)
         self._idle_w.extend(published.power_w[idle].tolist())
         self._idle_until_ns = max(self._idle_until_ns, min(float(spans.end_ns[-1]), float(known_ns)))
 
+    def _decoded_j(self) -> Array:
+        """What the prior expects of `DECODED`."""
+        energy = self._prior.energy
+        return np.array([max(energy[4] - energy[2], 0.0), energy[5]])
+
     def _start(self) -> Costs:
-        """The prior; where the board was seen idle, that tells p0 better than any load can tell it from c and a."""
-        if len(self._idle_w) < MIN_IDLE_INTERVALS:
-            return self._prior
-        idle_w = float(np.median(self._idle_w))
+        """The prior, with what is known beside the joules of the load: of a decode from durations at the power limit, and from an idle board of
+        p0, which no load tells better from c and a.
+        """
         energy, covariance = self._prior.energy.copy(), self._prior.covariance.copy()
-        energy[0], covariance[0, 0] = idle_w, (IDLE_DEVIATION * idle_w) ** 2
+        if self._told is not None:
+            known, told = covariance[DECODED, DECODED], self._told[1] ** 2
+            decoded_j = (self._decoded_j() * told + self._told[0] * known) / (known + told)
+            energy[4], energy[5] = energy[2] + decoded_j[0], decoded_j[1]
+            covariance[DECODED, DECODED] = known * told / (known + told)
+        if len(self._idle_w) >= MIN_IDLE_INTERVALS:
+            idle_w = float(np.median(self._idle_w))
+            energy[0], covariance[0, 0] = idle_w, (IDLE_DEVIATION * idle_w) ** 2
         return replace(self._prior, energy=energy, covariance=covariance)
 
-    def _lag(self, steps: "_Steps", reached: Array, published: "_Published", deviation: Array) -> tuple[int, int]:
+    def _lag(self, steps: Steps, reached: Array, published: Published, deviation: Array) -> tuple[int, int]:
         """The lag under which work has explained energy best so far, and how far others do nearly as well."""
         new = published.start_ns >= self._lag_until_ns
         if np.count_nonzero(new) < MIN_INTERVALS:
@@ -238,7 +234,7 @@ class CostFit:
         return _bottom(evidence - np.min(evidence))
 
     def _noise(
-        self, steps: "_Steps", step_j: Array, spans: "_Spans", residual_j: Array, edge_error: Array
+        self, steps: Steps, step_j: Array, spans: Spans, residual_j: Array, edge_error: Array
     ) -> tuple[float, float]:
         """Relative noise of steps, and unevenness within them, from how intervals miss that hold whole steps and parts of steps."""
         whole, cut = steps.squares(step_j, spans)
@@ -256,154 +252,22 @@ class CostFit:
             guess = np.maximum(guess, LEAST_NOISE**2)
         return float(guess[0] ** 0.5), float(guess[1] ** 0.5)
 
-    def _time(self, steps: "_Steps") -> tuple[Array, Array]:
-        """Coefficients of reading and computing, each from the steps that it holds up longer, and the covariance of the latter."""
-        features = steps.features[-TIME_STEPS:]
-        seconds = features[:, 0]
-        time_s = self.costs.time_s.copy()
-        for _ in range(3):
-            expected_s = features @ time_s.T
-            # A step whose predecessor was told late seems short: it weighs no more than others of its kind.
-            weights = 1.0 / (TIME_NOISE * np.maximum(np.maximum(seconds, expected_s.max(axis=1)), 1e-6))
-            computing = expected_s[:, COMPUTING] > expected_s[:, READING]
-            for row, which, terms in ((READING, ~computing, _READ), (COMPUTING, computing, _COMPUTED)):
-                mean = terms.sum(axis=0)
-                guess = self._prior.time_s[row] @ terms / mean
-                # what is computed may yet wait for what is read, and the other way round
-                size = np.maximum(guess, self._roofline.time_s.max(axis=0) @ terms / mean)
-                size = np.maximum(size, 1e-12)
-                solution, covariance = ridge_nnls(
-                    (features[which] @ terms) * weights[which, None],
-                    seconds[which] * weights[which],
-                    guess,
-                    np.diag((PRIOR_DEVIATION * size) ** 2),
-                )
-                time_s[row] = terms @ solution
-        return time_s, _COMPUTED @ covariance @ _COMPUTED.T
-
-
-@dataclass(frozen=True, slots=True)
-class _Spans:
-    """When work was done that J intervals paid for."""
-
-    start_ns: Array
-    end_ns: Array
-
-    def only(self, which: BoolArray) -> "_Spans":
-        return _Spans(self.start_ns[which], self.end_ns[which])
-
-
-@dataclass(frozen=True, slots=True)
-class _Published:
-    """J intervals as the counter told them, in order of time."""
-
-    start_ns: Array
-    end_ns: Array
-    joules: Array
-    error_j: Array
-    """Deviation from not knowing the instants of the edges."""
-
-    @property
-    def power_w(self) -> Array:
-        watts: Array = self.joules / (self.end_ns - self.start_ns) * 1e9
-        return watts
-
-    def change_w(self) -> Array:
-        """The larger of the changes of power to the interval before and the one after."""
-        power_w = self.power_w
-        after = np.abs(np.diff(power_w, append=power_w[-1]))
-        larger: Array = np.maximum(np.abs(np.diff(power_w, prepend=power_w[0])), after)
-        return larger
-
-    def lagged(self, lag_ns: int) -> _Spans:
-        return _Spans(self.start_ns - lag_ns, self.end_ns - lag_ns)
-
 
 @dataclass(frozen=True, slots=True)
 class _Energy:
-    """Coefficients of energy, what they leave of each interval, and how much that is altogether."""
+    """Coefficients of energy, and what they leave of each interval."""
 
     energy: Array
     covariance: Array
     residual_j: Array
-    misfit: float
+    improbability: float
+    """Twice the negative logarithm of the evidence for them, by Laplace's approximation, up to what others for the same intervals share."""
     unidentified: tuple[str, ...]
 
     def residual(self, joules: Array, busy: BoolArray) -> float | None:
         """Σ |measured - fitted| over Σ measured, of the intervals that were `busy`."""
         measured_j = float(np.sum(joules[busy]))
         return float(np.sum(np.abs(self.residual_j[busy]))) / measured_j if measured_j > 0 else None
-
-
-@dataclass(frozen=True, slots=True)
-class _Steps:
-    """Steps in order of time, S of them: when they ran, and what they did."""
-
-    t_ns: Array  # 2 S: begin and end of each step
-    features: Array  # S × TERMS
-
-    @staticmethod
-    def of(runs: Iterable[tuple[IntArray, IntArray, Array]]) -> "_Steps":
-        starts, ends, features = (np.concatenate(column) for column in zip(*runs, strict=True))
-        return _Steps(np.stack([starts, ends], axis=1).reshape(-1).astype(np.float64), features)
-
-    def reached(self, capped: BoolArray, power_limit_w: float) -> Array:
-        """2 S × (TERMS + 2): Σ features of the steps below the power limit until each instant of `t_ns`; of those at it, seconds and joules."""
-        limited_s = np.where(capped, self.features[:, 0], 0.0)
-        limited_j = limited_s * power_limit_w if np.any(capped) else limited_s
-        grown = np.column_stack([np.where(capped[:, None], 0.0, self.features), limited_s, limited_j]).cumsum(axis=0)
-        levels = np.zeros((2 * len(grown), grown.shape[1]))
-        levels[1::2] = grown
-        levels[2::2] = grown[:-1]
-        return levels
-
-    def between(self, spans: _Spans, reached: Array) -> tuple[Array, Array]:
-        """Features of the work in each interval (J × TERMS), Δt with its idle time, and apart from it (J) the joules of steps at the limit."""
-        grown = _interpolated(spans.end_ns, self.t_ns, reached) - _interpolated(spans.start_ns, self.t_ns, reached)
-        grown[:, 0] = (spans.end_ns - spans.start_ns) * 1e-9 - grown[:, -2]
-        return grown[:, : len(TERMS)], grown[:, -1]
-
-    def count(self, spans: _Spans) -> Array:
-        """How many steps each interval holds, in fractions where it cuts them."""
-        begun = np.arange(len(self.features), dtype=np.float64)
-        reached = np.stack([begun, begun + 1], axis=1).reshape(-1, 1)
-        number = _interpolated(spans.end_ns, self.t_ns, reached) - _interpolated(spans.start_ns, self.t_ns, reached)
-        return number[:, 0]
-
-    def squares(self, step_j: Array, spans: _Spans) -> tuple[Array, Array]:
-        """Of each interval Σ (part·E)² and Σ part·(1 − part)·E² over its steps, J², part being the share of a step's time."""
-        starts, ends = spans.start_ns, spans.end_ns
-        begin, end = self.t_ns[::2], self.t_ns[1::2]
-        length = np.maximum(end - begin, 1.0)
-        first, last = np.searchsorted(end, starts, "right"), np.searchsorted(begin, ends, "left") - 1
-        some = first <= last
-        several = first < last
-        sums = np.concatenate([[0.0], np.cumsum(step_j**2)])
-        whole = np.where(several, sums[last] - sums[np.minimum(first + 1, last)], 0.0)
-        cut = np.zeros(len(starts))
-        for edge, there in ((first, some), (last, several)):
-            step = np.clip(edge, 0, len(step_j) - 1)
-            inside = np.clip(np.minimum(end[step], ends) - np.maximum(begin[step], starts), 0.0, None)
-            part = np.where(there, inside / length[step], 0.0)
-            whole = whole + (part * step_j[step]) ** 2
-            cut = cut + part * (1 - part) * step_j[step] ** 2
-        return whole, cut
-
-    def within(self, spans: _Spans, which: BoolArray) -> BoolArray:
-        """The steps whose middle lies in one of `which` intervals."""
-        middle = (self.t_ns[::2] + self.t_ns[1::2]) / 2
-        interval = np.minimum(np.searchsorted(spans.end_ns, middle, "right"), len(which) - 1)
-        inside: BoolArray = which[interval] & (middle >= spans.start_ns[interval]) & (middle < spans.end_ns[interval])
-        return inside
-
-
-def _interpolated(t_ns: Array, known_ns: Array, levels: Array) -> Array:
-    """Rows of `levels` (at the instants `known_ns`) in between, and the first or last beyond."""
-    before = np.clip(np.searchsorted(known_ns, t_ns, "right") - 1, 0, len(known_ns) - 2)
-    length_ns = np.maximum(known_ns[before + 1] - known_ns[before], 1.0)
-    part = np.clip((t_ns - known_ns[before]) / length_ns, 0.0, 1.0)[:, None]
-    rows: Array = levels[before] * (1 - part) + levels[before + 1] * part
-    return rows
 
 
 def _modelled(design: Array, limited_j: Array, energy: Array) -> Array:
@@ -421,6 +285,15 @@ def _solved(design: Array, target: Array, start: Costs) -> tuple[Array, Array]:
     guess = np.maximum(np.linalg.solve(_SAME_TOKEN, start.energy), 0.0)
     rest, covariance = ridge_nnls(design @ _SAME_TOKEN, target, guess, start.covariance)
     return _SAME_TOKEN @ rest, _SAME_TOKEN @ covariance @ _SAME_TOKEN.T
+
+
+def _narrowness(energy: Array, covariance: Array, start: Costs) -> float:
+    """What coefficients lose in evidence: by how far they are from where they started, and by how much surer than that they have to be."""
+    to_rest = np.linalg.inv(_SAME_TOKEN)
+    deviation = np.sqrt(np.diag(start.covariance))
+    moved = (to_rest @ energy - np.maximum(to_rest @ start.energy, 0.0)) / deviation
+    left = to_rest @ covariance @ to_rest.T / np.outer(deviation, deviation)
+    return float(moved @ moved - np.linalg.slogdet(left)[1])
 
 
 def _bottom(misfit: Array) -> tuple[int, int]:

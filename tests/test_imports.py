@@ -41,7 +41,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"etameter.export", "etameter.ledger", "etameter.locks", "etameter.neighbours", "etameter.sampler"})
     | {"etameter.answers", "etameter.claims", "etameter.classifier", "etameter.readings"}
     | {"etameter.auditing", "etameter.audits"},
-    frozenset({"etameter.accounts", "etameter.books", "etameter.joules"}),
+    frozenset({"etameter.accounts", "etameter.books", "etameter.devices", "etameter.joules"}),
     frozenset({"etameter.engine", "etameter.recorded_rows", "etameter.recording", "etameter.playback"}),
     frozenset({"etameter.bursts"}),
     frozenset({"etameter.findings"}),
@@ -73,6 +73,7 @@ PURE = frozenset(
         "books",
         "costs",
         "curves",
+        "devices",
         "division",
         "durations",
         "evidence",

@@ -140,6 +140,31 @@ def test_coefficients_that_are_too_high_come_down_though_they_explain_a_board_at
     assert fit.fit().step_energy(features).sum() == pytest.approx(true_j.sum(), rel=0.02)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_noise_at_the_limit_is_not_taken_for_costs(seed: int) -> None:
+    """Few intervals, all at the limit: coefficients that follow their noise fit them better, and are less likely for it."""
+    rng = np.random.default_rng(seed)
+    steps, intervals, at_ns = [], [], 0
+    for number in range(90):
+        rows = [
+            Scheduled(f"d{i}", 0, 1, context_tokens=int(rng.integers(500, 4000))) for i in range(rng.integers(1, 9))
+        ]
+        rows.append(Scheduled("p", 1024 - len(rows), 0))
+        steps.append(step_of(number, at_ns, at_ns + 34 * MS, rows))
+        at_ns += 34 * MS
+        if number % 3 == 2:
+            spent_j = 500.0 * 0.102 * (1 + 0.025 * rng.standard_normal())
+            intervals.append(Interval("GPU-0", at_ns - 102 * MS, at_ns, spent_j, MS, MS))
+    fit = CostFit(prior(TRUE.tolist(), [READING_S, COMPUTING_S]))
+    fit.limit(500.0)
+    features = Work(steps).step_features
+    assert np.all(fit.costs.capped(features))
+    fit.add_steps(Work(steps))
+    for interval in intervals:
+        fit.add_interval(interval)
+    assert np.all(fit.fit().capped(features))
+
+
 @pytest.mark.parametrize("lag_ms", [0, 37, 120])
 def test_the_lag_is_learned_and_not_washed_away_by_a_steady_load(lag_ms: int) -> None:
     steps, intervals = load(4, 40, lag_ms=lag_ms)
