@@ -1,14 +1,19 @@
 """What ends a night, or spoils a window, from outside: clocks that jump, and budgets that are used up."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
-from etameter.errors import NightError
+from etameter.errors import CounterError, NightError
+from etameter.records import Edge, Finding, ReadFailure
 
 JUMP_S: Final = 2.0
 """Between two looks the wall clock and the monotonic one may go apart by so much: more is no correction of a drift."""
+
+
+LOST_NS: Final = 10_000_000_000
+"""A counter that can't be read for so long is taken for lost."""
 
 
 class BudgetSpent(NightError):
@@ -53,6 +58,27 @@ class ClockWatch:
         jump = Jump(int(now[0] * 1e9), wall_s - passed_s, max(boot_s - passed_s, 0.0))
         self.jumps.append(jump)
         return jump
+
+
+@dataclass(slots=True)
+class Losses:
+    """Looks whether counters can still be read."""
+
+    _since_ns: dict[str, int] = field(init=False, default_factory=dict)
+
+    def take(self, found: Iterable[Finding]) -> None:
+        """What the sampler has found since the last time. Raises CounterError for a counter that is lost."""
+        for one in found:
+            if isinstance(one, Edge):
+                self._since_ns.pop(one.gpu_uuid, None)
+            elif isinstance(one, ReadFailure):
+                since_ns = self._since_ns.setdefault(one.gpu_uuid, one.t_ns)
+                if one.t_ns - since_ns >= LOST_NS:
+                    raise CounterError(
+                        one.cause,
+                        f"the counter of {one.gpu_uuid} can't be read any more ({one.cause})",
+                        "see what nvidia-smi says, and dmesg | grep Xid",
+                    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from etameter.prompts.endpoint import Endpoint
 from etameter.prompts.plan import EXCLUSION
 
 from . import beside, external, figures, load, meter_page
-from .conditions import Budget, ClockWatch
+from .conditions import Budget, ClockWatch, Losses
 from .deck import Deck
 from .estimates import LEAST_WINDOWS
 from .external import CantMake
@@ -81,6 +81,7 @@ class Runner:
     tell: Callable[[str], None] = lambda _: None
     tend: Callable[[], None] = lambda: None
     """Called some twenty times a second; what it raises ends the night."""
+    _losses: Losses = field(init=False, default_factory=Losses)
     _began_ns: int = field(init=False, default=0)
     _spent_j: float | None = field(init=False, default=None)
     _warm: bool = field(init=False, default=False)
@@ -103,7 +104,7 @@ class Runner:
         task = asyncio.ensure_future(work)
         try:
             while not (await asyncio.wait({task}, timeout=TICK_S))[0]:
-                self.joules.advance()
+                self._losses.take(self.joules.advance())
                 self.tend()
                 if jump := self.clocks.look():
                     self.journal.note("clock", asdict(jump))
@@ -373,6 +374,7 @@ class Runner:
         for row in rows:
             self.journal.window(row)
         self.journal.end(stage, found)
+        self._add_up()
         took = {"session": self.journal.session_number, "seconds": time.monotonic() - self._began_ns * 1e-9}
         self.journal.note("spent", {**took, "energy_j": self._spent_j})
 

@@ -54,7 +54,6 @@ class Switchback:
     machine: Mapping[str, Any]
     journal: Journal
     tell: Callable[[str], None]
-    patience: Patience = SHORT
 
     async def run(self, stint: Stint) -> tuple[list[StageRow], list[Figure]]:
         """Runs the comparison, or what is left of one, and says what came of it.
@@ -77,7 +76,7 @@ class Switchback:
                 self.boards,
                 kept,
                 self.machine,
-                patience=self.patience,
+                patience=SHORT,
                 tell=lambda state: self.tell(f"{stint.name}: {state.doing}"),
             )
             await experiment.run()

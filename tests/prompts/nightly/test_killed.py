@@ -1,0 +1,70 @@
+"""Killed in any stage by SIGKILL, a night goes on where it was, and ends as one that was never killed."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from etameter.prompts.nightly import night
+from tests.prompts import ab_bench
+from tests.prompts.nightly import bench
+from tests.simnvml.board import Board, Sensor
+
+pytestmark = [pytest.mark.unit, pytest.mark.slow]
+
+ROOT = Path(__file__).resolve().parents[3]
+STAGES = ["idle-before", "batch-2", "rate-20", "recorded", "ab-fixed", "ab-audit", "idle-after"]
+KEYS = {"batches": [2], "arrivals": "a.csv", "audit_tasks": 4, "window_s": 0.3, "idle_s": 0.6, "max_tokens": 16}
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
+    made = Board(tmp_path / "board", energy=Sensor(period_ns=5_000_000))
+    made.set_power_w(0, [(0, 300.0)])
+    with made:
+        yield {**os.environ, **made.environment(), "ETAMETER_RING_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+
+
+def started(folder: Path, config: Path, environment: dict[str, str]) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.prompts.nightly.victim", str(config)], cwd=folder, env=environment
+    )
+
+
+def wait_for(folder: Path, stage: str, process: "subprocess.Popen[bytes]") -> None:
+    line = f'"kind": "begin", "stage": "{stage}"'
+    while not any(line in path.read_text() for path in folder.glob("runs/*/journal.jsonl")):
+        assert process.poll() is None
+        time.sleep(0.02)
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("stage", ["warm-up", *STAGES])
+def test_a_night_that_is_killed_goes_on(stage: str, tmp_path: Path, environment: dict[str, str]) -> None:
+    (tmp_path / "a.csv").write_text("arrival_s,prompt_tokens,output_tokens\n0,9,4\n0.05,9,6\n0.08,9,5\n")
+    with ab_bench.served(bench.Night()) as url:
+        config = bench.configured(tmp_path, url, **KEYS)
+        with started(tmp_path, config, environment) as process:
+            wait_for(tmp_path, stage, process)
+            time.sleep(0.1)
+            process.send_signal(signal.SIGKILL)
+        assert not list(tmp_path.glob("runs/*/run.json"))
+        with started(tmp_path, config, environment) as process:
+            assert process.wait() == 0
+    (folder,) = (tmp_path / "runs").iterdir()
+    whole = night.read(folder)
+    assert (whole.run.status, whole.run.sessions) == ("complete", 2)
+    assert Counter(figure.stage for figure in whole.figures).keys() >= set(STAGES) - {"ab-fixed", "ab-audit"}
+    places = Counter((row.stage, row.window) for row in whole.stages if row.excluded != "interrupted")
+    assert set(places.values()) == {1}, "nothing is counted twice"
+    attempts = {row.stage.partition("/")[0]: row.attempt for row in whole.stages}
+    assert attempts.keys() == {"warm-up", *STAGES}
+    assert attempts[stage] == 1
+    blocks = [row for row in whole.stages if row.stage.startswith("ab-fixed/") and row.excluded is None]
+    assert len(blocks) == 4
