@@ -32,8 +32,9 @@ import numpy as np
 from benchmarks import engine
 from benchmarks.engine import DECODE, PREFILL, Array, Arrival, Run, Truth
 from benchmarks.report import Goal, finish
-from etameter.accounts import Accounts, Device
+from etameter.accounts import Accounts
 from etameter.attribution import reconcile
+from etameter.devices import Device
 from etameter.ledger import RequestRow
 from etameter.records import Conditions, Edge
 from etameter.serving.ring import RingHeader

@@ -22,8 +22,9 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.report import Goal, finish
-from etameter.accounts import Accounts, Device
+from etameter.accounts import Accounts
 from etameter.attribution import attribute
+from etameter.devices import Device
 from etameter.records import Edge, Interval
 from etameter.roofline import H100, QWEN3_8B, roofline_prior
 from etameter.serving.ring import RingReader, RingWriter

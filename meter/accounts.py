@@ -13,9 +13,8 @@ import numpy as np
 from etameter.attribution import BUBBLE_NS, Shares, foresee
 from etameter.books import UNLABELLED, Books, Increment
 from etameter.costs import Costs
-from etameter.counters import Counter
 from etameter.curves import Curve
-from etameter.errors import EngineError
+from etameter.devices import Device, fit_key, gpus_of
 from etameter.export.live import Running, key_of, seconds
 from etameter.gpu import Gpu, Settled
 from etameter.ledger import RequestRow, RequestValues, Resume, RunningValues, request_row, row_values
@@ -39,35 +38,7 @@ HUNG_NS = 600_000_000_000
 READ_MARGIN_NS = 20_000_000
 """A record is visible so soon after the instant it carries."""
 KEPT_FITS = 64
-FIT_DETAILS = (
-    "quantization",
-    "kv_cache_dtype",
-    "tensor_parallel_size",
-    "pipeline_parallel_size",
-    "data_parallel_size",
-    "vllm_version",
-)
 MAX_ANNOUNCED = 65_536
-
-
-@dataclass(frozen=True, slots=True)
-class Device:
-    """A board, and how its counter is read."""
-
-    gpu_uuid: str
-    kind: str
-    source: Source
-    board_name: str
-    scope: str = "gpu"
-    """What its joules are those of: the board, the module with its CPU, or the package."""
-    parts: tuple[str, ...] = ()
-    """What engines may call it that see a part of it only."""
-
-    @staticmethod
-    def of(counter: Counter) -> "Device":
-        """The one that a counter counts for."""
-        about = counter.gpu_uuid, counter.kind, counter.source, counter.board_name
-        return Device(*about, counter.scope, counter.parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -406,43 +377,6 @@ class Accounts:
             last_edges=tuple(gpu.settled_edge for gpu in self._gpus.values() if gpu.settled_edge is not None),
             coefficients=dict(list(self._fits.items())[-KEPT_FITS:]),
         )
-
-
-def gpus_of(header: RingHeader, devices: Sequence[Device]) -> frozenset[str]:
-    """The devices that the engine works on. A simulated board, or the machine's CPU packages, stand for whatever it names.
-
-    Raises:
-        EngineError: it works on others, or does not say on which.
-    """
-    read = frozenset(device.gpu_uuid for device in devices)
-    split = {bare(part): device.gpu_uuid for device in devices for part in device.parts}
-    engines = {split.get(bare(named), named) for named in header.gpu_uuids}
-    boards = sorted(device.gpu_uuid for device in devices if device.kind in {"nvml", "power"})
-    named = read & engines
-    if named or not boards:
-        return named or read
-    if header.gpu_uuids:
-        raise EngineError(
-            f"engine {header.engine} runs on {', '.join(header.gpu_uuids)}, this meter reads {', '.join(boards)}",
-            "run the meter where those GPUs are",
-        )
-    if len(boards) > 1:
-        raise EngineError(
-            f"engine {header.engine} does not say on which of {len(boards)} GPUs it runs",
-            "let the ring's writer name them in gpu_uuids",
-        )
-    return read
-
-
-def bare(uuid: str) -> str:
-    """CUDA tells the same identifiers as NVML, but not of what kind they are."""
-    return uuid.partition("-")[2]
-
-
-def fit_key(gpu_uuid: str, header: RingHeader) -> str:
-    """What coefficients depend on beside the board's conditions: an engine that agrees in all of it may start with the last one's fit."""
-    details = (str(header.details.get(name, "")) for name in FIT_DETAILS)
-    return "|".join([gpu_uuid, header.model, header.dtype, *details])
 
 
 def _lost(row: RequestRow, now_ns: int) -> RequestRow:

@@ -19,7 +19,7 @@ from typing import Any
 from aiohttp import web
 
 from etameter import config
-from etameter.accounts import Accounts, Batch, Device
+from etameter.accounts import Accounts, Batch
 from etameter.auditing import Auditing
 from etameter.audits import Audits
 from etameter.carbon import footprint_of
@@ -27,6 +27,7 @@ from etameter.claims import Claims
 from etameter.classifier import Classifier, by_time
 from etameter.counters import Counter
 from etameter.counters.machine import open_counters
+from etameter.devices import Device
 from etameter.display import Display
 from etameter.engine import Engine, check_ring
 from etameter.errors import ConfigError, EtameterError, MeterBusy

@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from etameter.accounts import KEPT_FITS, STUCK_NS, Accounts, Batch, gpus_of
+from etameter.accounts import KEPT_FITS, STUCK_NS, Accounts, Batch
+from etameter.devices import gpus_of
 from etameter.errors import EngineError
 from etameter.ledger import Ledger, Resume
 from etameter.records import Edge

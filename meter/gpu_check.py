@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 from etameter import config, doctor, playback
-from etameter.accounts import Device
 from etameter.check_report import (
     PhaseFigures,
     Report,
@@ -34,6 +33,7 @@ from etameter.check_report import (
     server_check,
 )
 from etameter.counters import nvml
+from etameter.devices import Device
 from etameter.errors import EngineError, EtameterError
 from etameter.inline import Window
 from etameter.recording import Recorder

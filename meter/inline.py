@@ -25,9 +25,10 @@ from types import TracebackType
 from typing import Self
 
 from etameter import config
-from etameter.accounts import Accounts, Device
+from etameter.accounts import Accounts
 from etameter.costs import Costs
 from etameter.counters import Counter, nvml, rapl
+from etameter.devices import Device
 from etameter.errors import CounterError, EngineError
 from etameter.joules import FIRST_EDGE_S, SETTLE_S, TICK_S, Joules
 from etameter.ledger import RequestRow

@@ -113,7 +113,7 @@ class Resume:
     frontier_ns: Mapping[str, int]
     last_edges: tuple[Edge, ...]
     coefficients: Mapping[str, tuple[list[float], list[list[float]]]]
-    """Fitted energy and time coefficients by `accounts.fit_key`: the prior of an engine that agrees in it."""
+    """Fitted energy and time coefficients by `devices.fit_key`: the prior of an engine that agrees in it."""
     engine: str = ""
     """Empty in ledgers from when a meter had one engine."""
 

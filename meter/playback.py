@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from etameter.accounts import Accounts, Device
+from etameter.accounts import Accounts
+from etameter.devices import Device
 from etameter.export.receipts import energy_object
 from etameter.ledger import RequestRow, resume_from
 from etameter.recorded_rows import RecordedRows

@@ -23,7 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from etameter.accounts import Accounts, Batch, Device
+from etameter.accounts import Accounts, Batch
+from etameter.devices import Device
 from etameter.errors import EtameterError
 from etameter.ledger import RequestRow, Resume, resume_text
 from etameter.recorded_rows import RecordedRows
@@ -227,7 +228,7 @@ def model_name(model: str) -> str:
 
 
 def _without_paths(resume: dict[str, Any]) -> dict[str, Any]:
-    """Its fits under keys that name the models as the recording does (see `accounts.fit_key`)."""
+    """Its fits under keys that name the models as the recording does (see `devices.fit_key`)."""
     fits = {}
     for key, fit in resume["coefficients"].items():
         gpu_uuid, *others = key.split("|")

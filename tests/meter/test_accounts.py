@@ -15,10 +15,9 @@ from etameter.accounts import (
     STUCK_NS,
     Accounts,
     Batch,
-    Device,
-    fit_key,
 )
 from etameter.books import METHOD, PARTIAL_METHOD
+from etameter.devices import Device, fit_key
 from etameter.errors import EngineError
 from etameter.gpu import START_UP_NS, START_UP_PART_NS
 from etameter.ledger import RUNNING, RequestRow

@@ -15,7 +15,7 @@ from pathlib import Path
 import pynvml
 import pytest
 
-from etameter.accounts import Device, gpus_of
+from etameter.devices import Device, gpus_of
 from etameter.errors import EngineError
 from etameter.ledger import Ledger
 from etameter.serving.ring import RingHeader, RingWriter

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from etameter.accounts import Accounts, Device
+from etameter.accounts import Accounts
 from etameter.costs import Costs
+from etameter.devices import Device
 from etameter.division import divide
 from etameter.records import Edge
 from etameter.roofline import shape_of

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from etameter.accounts import Accounts, Device
+from etameter.accounts import Accounts
+from etameter.devices import Device
 from etameter.records import Edge
 from etameter.serving.ring import RingReader, RingWriter, Row
 from etameter.stages import Span
