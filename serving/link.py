@@ -43,6 +43,8 @@ class MeterLink:
         self.dropped = 0
         """Messages the meter will never get."""
         self._writer: asyncio.Transport | None = None
+        self._unsent = bytearray()
+        """Said in this turn of the event loop: sent at its end, after what clients and server wait for."""
         self._connection: asyncio.Task[None] | None = None
         self._open: dict[str, str] = {}
         """Receipt id → arm."""
@@ -113,11 +115,20 @@ class MeterLink:
 
     def _write(self, line: str) -> bool:
         writer = self._writer
-        if writer is None or writer.get_write_buffer_size() > UNSENT_LIMIT_BYTES:
+        if writer is None or writer.get_write_buffer_size() + len(self._unsent) > UNSENT_LIMIT_BYTES:
             self.dropped += 1
             return False
-        writer.write(line.encode())
+        if not self._unsent:
+            asyncio.get_running_loop().call_soon(self._send)
+        self._unsent += line.encode()
         return True
+
+    def _send(self) -> None:
+        unsent, self._unsent = bytes(self._unsent), bytearray()
+        if self._writer is not None:
+            self._writer.write(unsent)
+        else:
+            self.dropped += unsent.count(b"\n")
 
     async def _stay_connected(self) -> None:
         loop = asyncio.get_running_loop()

@@ -155,11 +155,10 @@ class _Answer:
         elif message["type"] == CUT:
             if self._request.transport is not None:
                 self._request.transport.close()  # what was written is still sent, but no end
-        else:
-            if message["body"]:
-                await self.response.write(message["body"])
-            if not message.get("more_body", False):
-                await self.response.write_eof()
+        elif not message.get("more_body", False):
+            await self.response.write_eof(message["body"])
+        elif message["body"]:
+            await self.response.write(message["body"])
 
 
 async def _pass_on(content: StreamReader, send: Send) -> None:
@@ -173,8 +172,9 @@ async def _pass_on(content: StreamReader, send: Send) -> None:
                 await send({"type": "http.response.body", "body": piece, "more_body": True})
             await send({"type": CUT})
             return
-        await send({"type": "http.response.body", "body": piece, "more_body": bool(piece)})
-        if not piece:
+        more = not content.at_eof()
+        await send({"type": "http.response.body", "body": piece, "more_body": more})
+        if not more:
             return
 
 
