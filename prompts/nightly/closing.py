@@ -1,6 +1,5 @@
 """From the journal of a night to its directory: how it ended, and what came of it. The same journal gives the same files."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path

@@ -1,6 +1,7 @@
 """`etameter nightly`: one night, from a server that is started to a directory that says what came of it."""
 
 import asyncio
+import json
 import os
 import platform
 import sys
@@ -17,7 +18,7 @@ from etameter import config, doctor
 from etameter.counters import Counter
 from etameter.counters.nvml_facts import Informant
 from etameter.demo_report import Progress
-from etameter.errors import CounterError, EngineError, EtameterError, NightError
+from etameter.errors import CounterError, EngineError, EtameterError, ExperimentError, NightError
 from etameter.findings import Diagnosis, diagnosis_of
 from etameter.joules import Joules
 from etameter.nightly_section import NightlySection
@@ -34,7 +35,8 @@ from etameter.serving.child import interruptible
 from etameter.serving.ring import RingReader
 
 from . import closing as ends
-from . import deck, keeping, schedule
+from . import deck, history, keeping, outlets, schedule
+from .conclusion import conclude
 from .conditions import Budget, BudgetSpent
 from .external import External, Served
 from .figures import machine_of
@@ -44,6 +46,8 @@ from .night import Night
 from .runner import Runner
 from .schedule import Setting, Stint
 from .switchback import Switchback
+from .verdict import Verdict, judge
+from .wording import sentences
 
 DOCTOR_S: Final = 0.5
 """Each of its fourteen looks at the counters."""
@@ -90,7 +94,7 @@ def run(file: Path, *, sweep: bool, as_json: bool) -> int:
     """Runs a night, or what is left of one that was cut off, and says where it is kept.
 
     Returns:
-        The exit code that `run.json` has.
+        The exit code of its verdict.
 
     Raises:
         EtameterError: the night could not be begun; one line says what to mend.
@@ -100,12 +104,25 @@ def run(file: Path, *, sweep: bool, as_json: bool) -> int:
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     with interruptible(), Progress() as progress:
         night, folder = _night(plan, runs, progress, _Teller(console))
+    verdict = _judged(night, folder, plan.section, console)
     if as_json:
-        sys.stdout.write(ends.told_of(night) + "\n")
+        sys.stdout.write(json.dumps(outlets.told(night, verdict), ensure_ascii=False) + "\n")
     else:
-        said = f"{night.run.status}: {night.run.reason} ({night.run.remedy})" if night.run.reason else night.run.status
-        sys.stdout.write(f"{said}\nrun: {folder}\n")
-    return night.run.exit_code
+        sys.stdout.write("\n".join([*sentences(night.run, verdict), f"run: {folder}", ""]))
+    return verdict.exit_code
+
+
+def _judged(night: Night, folder: Path, section: NightlySection, console: Console) -> Verdict:
+    """By the nights before it, written down and told to whoever the configuration names. What goes wrong with that is said and changes nothing."""
+    before = history.nights(folder.parent, night.run.name)
+    verdict = judge(before, night)
+    try:
+        conclude(night, verdict, before, folder)
+    except (OSError, ExperimentError) as error:
+        console.print(f"the verdict could not be written: {error}")
+    for failed in outlets.send(section, night, verdict):
+        console.print(failed)
+    return verdict
 
 
 class _Teller:
@@ -235,7 +252,7 @@ class _Session:
                     self.kept.doctor(diagnosis.as_dict())
                     if not diagnosis.can_measure:
                         bad = [check for gpu in diagnosis.gpus for check in gpu.checks if check.verdict == "bad"]
-                        raise CounterError("stale", bad[0].message, bad[0].remedy or "etameter doctor says more")
+                        raise CounterError("stale", bad[0].finding, bad[0].remedy or "etameter doctor says more")
                 joules = Joules(counters)
                 joules.start()
                 opened.callback(joules.stop)

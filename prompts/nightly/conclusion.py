@@ -9,21 +9,20 @@ from . import outlets
 from .history import VERDICT_FILE
 from .night import Night
 from .page import page
-from .verdict import Verdict, judge
+from .verdict import Verdict
 
 PAGE_FILE: Final = "report.html"
 MARKDOWN_FILE: Final = "report.md"
 JUNIT_FILE: Final = "junit.xml"
 
 
-def conclude(night: Night, before: Sequence[Night], folder: Path) -> Verdict:
-    """Judges the night by those before it and writes what comes of it.
+def conclude(night: Night, verdict: Verdict, before: Sequence[Night], folder: Path) -> None:
+    """Writes what came of the night. `before`: the nights of its job, oldest first.
 
     Raises:
         ExperimentError: matplotlib isn't installed.
         OSError: as of a full disk.
     """
-    verdict = judge(before, night)
     told = json.dumps(outlets.told(night, verdict), ensure_ascii=False, indent=1, allow_nan=False)
     written = {
         MARKDOWN_FILE: outlets.markdown(night, verdict),
@@ -35,4 +34,3 @@ def conclude(night: Night, before: Sequence[Night], folder: Path) -> Verdict:
         building = folder / f".{name}"
         building.write_text(text, encoding="utf-8")
         building.rename(folder / name)
-    return verdict

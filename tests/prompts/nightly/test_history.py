@@ -10,6 +10,7 @@ from etameter.cli import app
 from etameter.errors import NightError
 from etameter.prompts.nightly import conclusion, history, night
 from etameter.prompts.nightly.night import Night
+from etameter.prompts.nightly.verdict import judge
 
 from .laid_out import figure, run
 
@@ -30,7 +31,7 @@ def kept(folder: Path, *values: float, **told: Any) -> list[Night]:
         where = folder / one.run.run_id
         where.mkdir(parents=True)
         night.write(where, one)
-        conclusion.conclude(one, made, where)
+        conclusion.conclude(one, judge(made, one), made, where)
         made.append(one)
     return made
 
