@@ -94,7 +94,7 @@ docker-check: $(DOCKER) $(DEV)  ## check images, chart and patch as far as that 
 		systemd-analyze verify $(VENV)/etameter-meter.service; \
 		else echo "skipped: systemd-analyze is not installed"; fi
 	$(BIN)/helm lint --strict --set model=any $(CHART)
-	$(BIN)/python -m pytest tests/docker -m unit -n 2
+	$(BIN)/python -m pytest tests/docker -m "(unit or boot) and not slow" -n 2
 
 dist: $(BIN)/python  ## build wheel and sdist, and try each alone in an empty environment
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check build twine
