@@ -13,7 +13,7 @@ from .slack.labelled import Answer, answer
 from .slack.labels import Label
 from .slack.training import FEW, as_json, scores, train
 
-LEAST_ANSWERS = 10
+LEAST_ANSWERS = 20
 
 
 def train_files(files: Sequence[Path], out: Path) -> dict[str, Any]:

@@ -110,13 +110,17 @@ class Auditor:
                 self._may.set()
                 self._job = asyncio.ensure_future(self._do(message, writer))
             case "pause":
-                self._may.clear()
-                if self._request is not None:
-                    self._request.cancel()
+                self.pause()
             case "go":
                 self._may.set()
             case "drop" if self._job is not None:
                 self._job.cancel()
+
+    def pause(self) -> None:
+        """Give up what is being asked, and ask nothing for now."""
+        self._may.clear()
+        if self._request is not None:
+            self._request.cancel()
 
     async def _do(self, job: Mapping[str, Any], writer: asyncio.StreamWriter) -> None:
         """What can't be done is told to have come to nothing."""
@@ -160,13 +164,13 @@ class Auditor:
         return {"energy_j": joules, "source": weakest(frozenset(each["source"] for each in known))}
 
     async def _asked(self, body: Mapping[str, Any]) -> Answer:
-        return await self._ask(self._served, body)
+        return await self.ask(self._served, body)
 
     async def _questioned(self, question: Question) -> Answer:
-        return await self._ask(self._judge, question.body(await self._name(self._judge)))
+        return await self.ask(self._judge, question.body(await self._name(self._judge)))
 
-    async def _ask(self, endpoint: Endpoint, body: Mapping[str, Any]) -> Answer:
-        """Raises Failed."""
+    async def ask(self, endpoint: Endpoint, body: Mapping[str, Any]) -> Answer:
+        """As soon as that may be, and anew whenever it had to be given up. Raises Failed."""
         for _ in range(MOST_INTERRUPTIONS):
             await self._may.wait()
             self._request = asyncio.ensure_future(endpoint.chat(body, AUDIT))

@@ -131,15 +131,19 @@ def start_audits(
     api_key: str | None = None,
 ) -> None:
     """Starts what audits η beside the meter, where the configuration wants that. `at`: where the server listens that wants `api_key`."""
-    if not (settings.serve.meter and settings.meter.classify and settings.eta.deep != "off"):
-        return
+    if settings.serve.meter and settings.meter.classify and settings.eta.deep != "off":
+        supervisor.start(audit_service(at, config_file, api_key))
+
+
+def audit_service(at: tuple[str, int], config_file: Path | None, api_key: str | None) -> Service:
+    """What audits η."""
     host, port = local(at[0]), at[1]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     argv = [sys.executable, "-m", "etameter", "audits", "--url", url]
     if config_file is not None:
         argv += ["--config", str(config_file)]
     environment = dict(environ) | ({} if api_key is None else {"VLLM_API_KEY": api_key})
-    supervisor.start(Service("audits", argv, environment, vital=False, grace_s=_METER_GRACE_S, sink=_pass_on))
+    return Service("audits", argv, environment, vital=False, grace_s=_METER_GRACE_S, sink=_pass_on)
 
 
 class _HeldBack:

@@ -1,12 +1,14 @@
 """`etameter serve`: what it reads from the options that are vLLM's, and what it refuses."""
 
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
 from etameter import config
 from etameter.errors import ConfigError
 from etameter.serving import cpu_engine, launch
+from etameter.serving.supervisor import Service, Supervisor
 
 pytestmark = pytest.mark.unit
 
@@ -97,6 +99,37 @@ def test_vllm_has_the_time_that_it_gives_its_requests_to_end() -> None:
         for options in ([], ["--shutdown_timeout=60"])
     )
     assert longer == usual + 60
+
+
+@pytest.mark.parametrize(
+    ("host", "url"), [("0.0.0.0", "http://127.0.0.1:81"), ("::", "http://[::1]:81"), ("h", "http://h:81")]
+)
+def test_audits_ask_the_server_where_it_listens_and_show_its_key(host: str, url: str) -> None:
+    service = launch.audit_service((host, 81), Path("my.toml"), "secret")
+    assert service.argv[2:] == ["etameter", "audits", "--url", url, "--config", "my.toml"]
+    assert service.environment["VLLM_API_KEY"] == "secret", "and not in the list of processes"
+    assert not service.vital
+
+
+@pytest.mark.parametrize(
+    ("settings", "started"),
+    [
+        ({"meter": {"classify": True}}, ["audits"]),
+        ({}, []),
+        ({"meter": {"classify": True}, "eta": {"deep": "off"}}, []),
+        ({"meter": {"classify": True}, "serve": {"meter": False}}, []),
+    ],
+)
+def test_audits_are_made_where_texts_are_told_to_a_meter_of_ones_own(
+    settings: dict[str, dict[str, object]], started: list[str]
+) -> None:
+    class Supervising(Supervisor):
+        def start(self, service: Service) -> None:
+            names.append(service.name)
+
+    names: list[str] = []
+    launch.start_audits(Supervising(print), config.load(None, settings), ("h", 81), None)
+    assert names == started
 
 
 @pytest.mark.parametrize("port", ["x", "0", "65536", "-1"])

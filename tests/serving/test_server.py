@@ -3,6 +3,7 @@
 Every assertion about tokens compares three parties: the client's usage, the ring's steps, and the meter's socket.
 """
 
+import asyncio
 import json
 import urllib.error
 import urllib.request
@@ -13,6 +14,9 @@ from typing import Any
 import openai
 import pytest
 
+from etameter.auditing import AUDIT
+from etameter.prompts.auditor import Auditor
+from etameter.prompts.endpoint import connect
 from tests.serving.fake_meter import ENERGY, FakeMeter, until
 from tests.serving.real_server import CHUNK_TOKENS, KV_BLOCK_TOKENS, MODEL_NAME, RealServer
 from tests.serving.ring_log import Account
@@ -169,6 +173,35 @@ def test_a_client_that_disconnects(server: RealServer, client: openai.OpenAI, me
     assert 3 <= account.output_tokens < 400
     assert account.new_prefill == account.prompt_tokens - sum(account.cached)
     assert account.output_tokens - 1 <= sum(account.decode) <= account.output_tokens + 1
+
+
+def test_what_an_audit_asks_ends_in_the_engine_when_there_is_other_work(server: RealServer, meter: FakeMeter) -> None:
+    known = [message["receipt_id"] for message in meter.heard("open", 0)]
+    story = {"messages": [{"role": "user", "content": "Tell me a long story."}], "max_tokens": 500, "ignore_eos": True}
+    body = {"model": MODEL_NAME, **story}
+
+    def wait_for_tokens() -> dict[str, Any]:
+        [opened] = [each for each in meter.heard("open", len(known) + 1) if each["receipt_id"] not in known]
+        until(lambda: any(len(each.decode) > 3 for each in server.log.of(opened["receipt_id"])))
+        return opened
+
+    async def main() -> dict[str, Any]:
+        async with connect(server.url, run=AUDIT) as served:
+            auditor = Auditor(served, served)
+            asked = asyncio.ensure_future(auditor.ask(served, body))
+            opened = await asyncio.to_thread(wait_for_tokens)
+            auditor.pause()
+            await asyncio.sleep(0)
+            asked.cancel()
+            return opened
+
+    opened = asyncio.run(main())
+    assert opened["arm"] == AUDIT
+    until(lambda: any(account.reason for account in server.log.of(opened["receipt_id"])))
+    [account] = server.log.of(opened["receipt_id"])
+    assert account.reason == "abort"
+    assert account.output_tokens is not None
+    assert account.output_tokens < 500
 
 
 def test_three_answers_to_one_prompt(server: RealServer, client: openai.OpenAI) -> None:
