@@ -30,6 +30,8 @@ LASTING_THROTTLES = (
 GA100 = re.compile(r"\b(A100|A30|A800)\b")
 """Boards of this chip tell their power as it is, not as a mean."""
 
+WIDE = frozenset({pynvml.NVML_VALUE_TYPE_UNSIGNED_LONG_LONG, pynvml.NVML_VALUE_TYPE_UNSIGNED_LONG})
+
 UNSUPPORTED = frozenset(
     {pynvml.NVML_ERROR_NOT_SUPPORTED, pynvml.NVML_ERROR_FUNCTION_NOT_FOUND, pynvml.NVML_ERROR_INVALID_ARGUMENT}
 )
@@ -220,6 +222,25 @@ class NvmlDevice:
             raise
 
 
+class _Request:
+    """Two fields that are asked for dozens of times a second. pynvml lays out their structure anew for each call, which takes longer than the call."""
+
+    def __init__(self, first: int, second: tuple[int, int]) -> None:
+        self._values = (pynvml.c_nvmlFieldValue_t * 2)()
+        self._values[0].fieldId = first
+        self._values[1].fieldId, self._values[1].scopeId = second
+        self._function = ctypes.CDLL(LIBRARY).nvmlDeviceGetFieldValues  # the library that pynvml has loaded
+        self._count = ctypes.c_int(2)
+
+    def ask(self, handle: ctypes.c_void_p) -> tuple[int | None, int | None]:
+        """Their values, None where one is not supported. Raises NVMLError."""
+        code = self._function(handle, self._count, self._values)
+        if code != pynvml.NVML_SUCCESS:
+            raise pynvml.NVMLError(code)
+        first, second = self._values
+        return _value(first), _value(second)
+
+
 class NvmlCounter(NvmlDevice):
     """The energy counter of one GPU: millijoules since the driver was loaded, published 10 to 50 times a second."""
 
@@ -232,7 +253,9 @@ class NvmlCounter(NvmlDevice):
         self.power_w: float | None = None
         """Instantaneous power as of the last read, None where the GPU doesn't tell it."""
         try:
-            self._by_fields = self._fields(pynvml.NVML_FI_DEV_TOTAL_ENERGY_CONSUMPTION)[0] is not None
+            energy = pynvml.NVML_FI_DEV_TOTAL_ENERGY_CONSUMPTION
+            by_fields = self._fields(energy)[0] is not None
+            self._request = _Request(energy, self._instant_field) if by_fields else None
             self.read_mj()
         except CounterError:
             self.close()
@@ -240,9 +263,9 @@ class NvmlCounter(NvmlDevice):
 
     def read_mj(self) -> int:
         """Cumulative millijoules since the driver was loaded. Raises CounterError."""
-        if not self._by_fields:
+        if self._request is None:
             return int(self._ask(pynvml.nvmlDeviceGetTotalEnergyConsumption))
-        energy_mj, power_mw = self._fields(pynvml.NVML_FI_DEV_TOTAL_ENERGY_CONSUMPTION, self._instant_field)
+        energy_mj, power_mw = self._ask(self._request.ask)
         if energy_mj is None:
             raise _counter_error(pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED), self.gpu_uuid)
         self.power_w = None if power_mw is None else power_mw / 1000
@@ -332,8 +355,7 @@ def _value(field: Any) -> int | None:
         return None
     if field.nvmlReturn != pynvml.NVML_SUCCESS:
         raise pynvml.NVMLError(field.nvmlReturn)
-    wide = field.valueType in {pynvml.NVML_VALUE_TYPE_UNSIGNED_LONG_LONG, pynvml.NVML_VALUE_TYPE_UNSIGNED_LONG}
-    return int(field.value.ullVal if wide else field.value.uiVal)
+    return int(field.value.ullVal if field.valueType in WIDE else field.value.uiVal)
 
 
 def _driver_version() -> str:
