@@ -43,6 +43,7 @@ from etameter.findings import (
     power_check,
     timing_checks,
 )
+from etameter.host import HostCounters
 from etameter.records import Edge
 from etameter.sampler import EdgeFinder
 
@@ -108,7 +109,7 @@ def examine(*, seconds: float, load: Sequence[str] | None = None, reference: str
 
 def machine_checks() -> list[Check]:
     """What is not of any one GPU."""
-    return [_another_meter(), _ring_room(), _clock(), _process_namespace()]
+    return [_another_meter(), _ring_room(), _clock(), _process_namespace(), host_check(HostCounters())]
 
 
 def examine_counters(
@@ -349,6 +350,19 @@ def _clock() -> Check:
     source = Path("/sys/devices/system/clocksource/clocksource0/current_clocksource")
     name = source.read_text().strip() if source.exists() else "unknown"
     return Check("clock", "good" if ticks_ns <= 1000 else "note", f"CLOCK_MONOTONIC by {name}, {ticks_ns:.0f} ns")
+
+
+def host_check(host: HostCounters) -> Check:
+    """What of the host's energy can be told beside that of the GPUs."""
+    if host.domains:
+        return Check("host_energy", "good", f"RAPL: {', '.join(host.domains)}", None, {"counters": len(host)})
+    if host.absent_because:
+        return Check(
+            "host_energy", "note", f"not told: {host.absent_because}", "receipts lack the host's joules until then"
+        )
+    return Check(
+        "host_energy", "note", "no RAPL counter: most virtual machines show none, receipts lack the host's joules"
+    )
 
 
 def _process_namespace() -> Check:

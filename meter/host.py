@@ -50,6 +50,12 @@ class HostCounters:
     def __len__(self) -> int:
         return len(self._counters)
 
+    @property
+    def domains(self) -> list[Domain]:
+        """Those that are read of any socket."""
+        read = {domain for domain, _, _ in self._counters}
+        return [domain for domain in DOMAINS if domain in read]
+
     def read(self) -> dict[Domain, float]:
         """Joules since the last call, by domain. A counter that was reset or can't be read adds nothing to this call."""
         spent_j: dict[Domain, float] = {}

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from etameter import config, daemon
+from etameter import config, daemon, doctor
 from etameter.counters.nvml import discover
 from etameter.host import KEPT_SPANS, HostCounters, HostMeter, Residency
 from tests.meter.counters.test_rapl import RANGE_UJ, as_other_user, powercap
@@ -56,6 +56,9 @@ def test_a_wrap_goes_on_and_a_reset_adds_nothing(powercap: Path) -> None:
 
 def test_a_host_without_rapl_or_without_permission_has_no_figure(tmp_path: Path, powercap: Path) -> None:
     assert len(HostCounters(tmp_path)) == 0
+    assert doctor.host_check(HostCounters(tmp_path)).finding.startswith("no RAPL counter")
+    told = doctor.host_check(HostCounters(powercap))
+    assert (told.verdict, told.finding) == ("good", "RAPL: package, dram")
     for file in powercap.glob("*/energy_uj"):
         file.chmod(0o400)
     with as_other_user():
@@ -63,6 +66,9 @@ def test_a_host_without_rapl_or_without_permission_has_no_figure(tmp_path: Path,
     assert len(host) == 0
     assert host.absent_because is not None
     assert "may not be read" in host.absent_because
+    refused = doctor.host_check(host)
+    assert refused.verdict == "note"
+    assert "chmod a+r" in refused.finding
 
 
 def test_who_is_there_pays_alike_and_nobody_pays_for_an_empty_moment() -> None:
