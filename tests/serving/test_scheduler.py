@@ -40,10 +40,14 @@ class Engine:
         from vllm import SamplingParams
 
         outputs = self.llm.generate(prompts, SamplingParams(temperature=0, **sampling), use_tqdm=False)
+        return list(zip(outputs, self.taken(), strict=True))
+
+    def taken(self) -> list[Account]:
+        """What the ring says of requests that came since this was last asked."""
         self.drain()
         accounts = self.log.accounts()[self._seen :]
         self._seen += len(accounts)
-        return list(zip(outputs, accounts, strict=True))
+        return accounts
 
     def drain(self) -> None:
         """Let the engine process what is still in flight when its last request has ended."""
@@ -113,9 +117,10 @@ def check(output: Any, account: Account, *, wasted: int = 0) -> None:
 
 @pytest.fixture(scope="module")
 def small_cache(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    """Room for 768 tokens: requests that grow together push each other out."""
+    """Room for 768 tokens: requests that grow together push each other out, the least important first."""
     directory = tmp_path_factory.mktemp("small_cache")
-    with engine(model_dir, directory, num_gpu_blocks_override=7, max_num_batched_tokens=128) as one:
+    options = {"num_gpu_blocks_override": 7, "max_num_batched_tokens": 128, "scheduling_policy": "priority"}
+    with engine(model_dir, directory, **options) as one:
         yield one
 
 
@@ -158,6 +163,21 @@ def test_preempted_requests_pay_for_their_recomputation(small_cache: Engine) -> 
             again = max(0, min(max(ends[:i]), ends[i]) - account.context[i])
             assert account.recomputed[i] == again, (i, account)
     assert sum(sum(account.recomputed) for _, account in results) > 100
+
+
+def test_it_is_the_least_important_request_that_is_pushed_out_and_pays_for_it(small_cache: Engine) -> None:
+    from vllm import SamplingParams
+
+    prompts = [f"{i}! {STORY * 13}" for i in range(3)]
+    sampling = SamplingParams(temperature=0, max_tokens=150, ignore_eos=True)
+    outputs = small_cache.llm.generate(prompts, sampling, use_tqdm=False, priority=[2, 0, 1])
+    of = {account.request_id.partition("-")[0]: account for account in small_cache.taken()}
+    results = [(output, of[output.request_id.partition("-")[0]]) for output in outputs]
+    for output, account in results:
+        check(output, account)
+    recomputed = [sum(account.recomputed) for _, account in results]
+    assert recomputed[0] > 100
+    assert recomputed[1] == 0
 
 
 def test_a_prompt_of_several_chunks_and_its_siblings(small_cache: Engine) -> None:
@@ -218,6 +238,25 @@ def test_drafts_and_what_becomes_of_them(model_dir: Path, tmp_path: Path) -> Non
         drafted, accepted = one.counted("spec_decode_num_draft_tokens"), one.counted("spec_decode_num_accepted_tokens")
         assert sum(sum(account.draft) for _, account in results) == drafted > 10
         assert sum(account.accepted for _, account in results) == accepted > 0
+
+
+@pytest.mark.parametrize(
+    ("diffuses", "asynchronous", "name"),
+    [
+        (False, False, "Scheduler"),
+        (False, True, "AsyncScheduler"),
+        (True, False, "DiffusionScheduler"),
+        (True, True, "DiffusionAsyncScheduler"),
+    ],
+)
+def test_each_model_keeps_the_scheduler_that_vllm_would_give_it(diffuses: bool, asynchronous: bool, name: str) -> None:
+    from etameter.serving import scheduler
+
+    configured = SimpleNamespace(async_scheduling=asynchronous)
+    vllm_config = SimpleNamespace(diffusion_config=object() if diffuses else None, scheduler_config=configured)
+    base = scheduler._scheduler_class(vllm_config)
+    assert base.__name__ == name
+    assert issubclass(scheduler._metered(base), base)
 
 
 def test_an_engine_whose_ring_can_not_be_created_serves_unmetered(
