@@ -25,7 +25,7 @@ export ETAMETER_TEST_WHEELS ?= $(abspath $(VENV))/wheels
 export PIP_CONSTRAINT := $(abspath constraints.txt)
 
 .DELETE_ON_ERROR:
-.PHONY: help install demo ab gpu-check test test-unit test-engine wheels slow lint format types docs check docker-check dist clean screenshots figures
+.PHONY: help install demo ab nightly-smoke gpu-check test test-unit test-engine wheels slow lint format types docs check docker-check dist clean screenshots figures
 
 help:  ## say what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1 \2/p' $(MAKEFILE_LIST) | awk '{ printf "  make %-12s", $$2; $$1 = $$2 = ""; print }'
@@ -38,6 +38,9 @@ demo: $(CORE)  ## meter a real vLLM server (MODEL=, URL=, PROFILE= choose)
 ab: $(AB)  ## compare three ways of asking, to a report, under 20 minutes (MODEL=, URL=, OUT= choose)
 	@$(BIN)/etameter ab $(MODEL) $(if $(URL),--url $(URL)) $(if $(OUT),--out $(OUT)) \
 		--suite small --arms unconstrained,entrace,concise --samples 1 --max-tokens 128 --concurrency 8 --closed-loop 12
+
+nightly-smoke: $(AB)  ## run every stage of a night once, some twelve minutes, beside the night before (no GPU needed)
+	@$(BIN)/etameter nightly benchmarks/nightly_smoke.toml
 
 gpu-check: $(CORE)  ## check the meter on this machine's GPU, 6 minutes (VLLM=1 adds a server)
 	@$(BIN)/python -c 'import torch' 2> /dev/null || \
