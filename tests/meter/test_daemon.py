@@ -251,6 +251,45 @@ def test_slack_is_found_where_texts_may_be_told_and_no_text_is_kept(tmp_path: Pa
     assert b"Zanzibar" not in kept
 
 
+def test_what_a_judge_says_stands_in_the_receipt_beside_what_was_found_before(tmp_path: Path) -> None:
+    judging = {"ETAMETER_METER__CLASSIFY": "true", "ETAMETER_ETA__DEEP": "http://judge:1", "ETAMETER_ETA__SHARE": "1"}
+    with lit_board(tmp_path) as board, engine(tmp_path) as ring:
+        with (
+            running(tmp_path, {**board.environment(), **judging}) as meter,
+            socket.socket(socket.AF_UNIX) as server,
+            socket.socket(socket.AF_UNIX) as auditor,
+        ):
+            until(lambda: json.loads(meter.get("/health")[1])["engine"])
+            for peer in (server, auditor):
+                peer.settimeout(PATIENCE_S)
+                peer.connect(str(tmp_path / "run" / "meter.sock"))
+            auditor.sendall(b'{"type":"audits"}\n')
+            texts = {"prompts": ["Name an island."], "responses": ["Sure! Zanzibar."]}
+            server.sendall(json.dumps({"type": "text", "receipt_id": RECEIPT, **texts}).encode() + b"\n")
+            job = json.loads(auditor.makefile().readline())
+            assert (job["prompt"], job["response"]) == ("Name an island.", "Sure! Zanzibar.")
+            serve_one(ring, reason="stop")
+            labels = {"labels": [[[1, "P"], [2, "R"]]] * 2, "energy_j": 4.0, "source": "estimated"}
+            auditor.sendall(json.dumps({"type": "audits", "job": job["job"], **labels}).encode() + b"\n")
+            energy = until(lambda: (found := meter.settled()) and found.get("eta_deep") and found)
+            deep = energy["eta_deep"]
+            assert deep["strict"] == deep["lenient"] == pytest.approx(9 / 15)
+            assert (deep["method"], energy["eta"]["method"]) == ("deep", "fast")
+            assert deep["required"]["tokens"] == pytest.approx(9 / 15 * energy["output_tokens"])
+            assert (deep["reliability"], deep["reliable"]) == (None, None)
+            took = until(
+                lambda: [joules for name, joules in meter.samples().items() if "etameter_audit_joules_total{" in name]
+            )
+            assert took == [4.0]
+            meter.process.terminate()
+            meter.process.communicate(timeout=PATIENCE_S)
+        with running(tmp_path, board.environment()) as later:
+            again = later.energy()["eta_deep"]
+            assert (again["strict"], again["required"]["tokens"]) == (deep["strict"], deep["required"]["tokens"])
+    kept = b"".join(path.read_bytes() for path in tmp_path.rglob("ledger*") if path.is_file())
+    assert b"Zanzibar" not in kept
+
+
 def test_the_socket_gives_figures_to_its_own_user_and_survives_nonsense(tmp_path: Path) -> None:
     with lit_board(tmp_path) as board, running(tmp_path, board.environment()) as meter, engine(tmp_path) as ring:
         path = tmp_path / "run" / "meter.sock"
