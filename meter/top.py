@@ -29,6 +29,7 @@ SHOWN_STEPS: Final = 120
 BALANCED: Final = 1e-6
 """Relative difference up to which a balance is rounded, not wrong."""
 BLOCKS: Final = "▁▂▃▄▅▆▇█"
+LONGEST_ID: Final = 9
 LARGEST_EVENT: Final = 16 << 20
 UNKNOWN: Final = "–"
 SHADES: Final = {"requests": "green", "idle": "bright_black", "engine overhead": "yellow"}
@@ -171,7 +172,7 @@ class Dashboard:
         eta = now["eta"] if known else None
         running = sum(engine["running"] for engine in snapshot["engines"])
         source = snapshot["source"]
-        table = Table.grid(padding=(0, 4))
+        table = Table.grid(padding=(0, 3))
         columns = (
             ("power", _three(power), self.unit("W", source)),
             ("output", _three(now["output_j_per_token"] if known else None), self.unit("J/token", source)),
@@ -266,7 +267,7 @@ class Dashboard:
         latest = sorted(self._requests.values(), key=lambda request: request["finished_s"] or 0.0, reverse=True)
         rows = [
             (
-                request["id"] or UNKNOWN,
+                _short(request["id"] or UNKNOWN),
                 request["arm"],
                 f"{request['prompt_tokens']:,} + {request['output_tokens']:,}",
                 _least(request) + _three(request["prompt_j"]),
@@ -301,7 +302,7 @@ class Dashboard:
 def _table(headings: tuple[str, ...], rows: Sequence[Sequence[str]], empty: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for place, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if place == 0 else "right", no_wrap=True)
+        table.add_column(heading, justify="left" if place == 0 else "right")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     if not rows:
@@ -343,6 +344,11 @@ def _reliability(eta: Mapping[str, Any] | None) -> str:
     known = eta is not None and eta["reliability"] is not None
     told = f"{eta['reliability']:.2f}" if known and eta is not None else UNKNOWN
     return f"{told}: UNRELIABLE" if eta is not None and eta["reliable"] is False else told
+
+
+def _short(name: str) -> str:
+    """Its end, which is where ids differ."""
+    return name if len(name) <= LONGEST_ID else "…" + name[1 - LONGEST_ID :]
 
 
 def _least(request: Mapping[str, Any]) -> str:

@@ -41,8 +41,8 @@ def snapshot(live: Live, now_ns: int = 20 * SECOND, since_ns: int = 0) -> Any:
     return json.loads(json.dumps(live.snapshot(now_ns, 1e9, since_ns=since_ns, serving=[serving])))
 
 
-def text_of(board: top.Dashboard, lost: str | None = None) -> str:
-    console = Console(file=io.StringIO(), width=150)
+def text_of(board: top.Dashboard, lost: str | None = None, width: int = 150) -> str:
+    console = Console(file=io.StringIO(), width=width)
     console.print(board.picture(lost))
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
@@ -56,7 +56,7 @@ def test_figures_are_those_of_the_snapshot_with_their_source() -> None:
     assert (
         "requests 40.00 (40.0 %)  idle 55.00 (55.0 %)  engine overhead 3.00 (3.0 %)  unattributed: stale 2.00" in text
     )
-    assert re.search(r"chatcmpl-1 +entrace +10 \+ 5 +1\.00 +2\.00 +0\.100 +0\.75 +25 % preamble", text)
+    assert re.search(r"…atcmpl-1 +entrace +10 \+ 5 +1\.00 +2\.00 +0\.100 +0\.75 +25 % preamble", text)
     of_energy = re.findall(r"\b(?:J/token|µWh/token|W|J(?!/))\b(.{0,10})", text)
     assert len(of_energy) >= 8
     assert all(rest.startswith(" simulated") for rest in of_energy)
@@ -70,6 +70,17 @@ def test_what_was_wasted_stands_beside_what_it_was_wasted_by() -> None:
     assert re.search(r"wasted J simulated", text)
     assert len(re.findall(r"1\.75 truncated", text)) == 2, "of the arm, and of the request"
     assert "1.75" not in text_of(top.Dashboard(snapshot(busy())))
+
+
+def test_nothing_but_units_is_cut_where_a_terminal_has_eighty_columns() -> None:
+    live = busy()
+    live.finished(row(2), f"chatcmpl-{'0' * 31}f", "text_not_told", 20 * SECOND)
+    live.wasted(row(1), "truncated", 1.5, 20 * SECOND)
+    text = text_of(top.Dashboard(snapshot(live)), width=80)
+    assert re.search(r"…atcmpl-1 +entrace +10 \+ 5 +1\.00 +2\.00 +0\.100 +0\.75", text)
+    assert re.search(r"…0000000f +entrace +10 \+ 5", text)
+    for words in ("reliability", "J/token", "simulated", "preamble", "1.50", "truncated"):
+        assert words in text, words
 
 
 def test_a_balance_that_does_not_close_is_said() -> None:
@@ -95,7 +106,7 @@ def test_power_and_requests_of_another_boot_are_forgotten() -> None:
     after = Live([SIMULATED], (), "0.1.0", SECOND, 1e9)
     board.take(json.loads(json.dumps(after.snapshot(2 * SECOND, 1e9, since_ns=0))))
     text = text_of(board)
-    assert "chatcmpl-1" not in text
+    assert "…atcmpl-1" not in text
     assert "nothing read yet" in text
 
 
@@ -130,8 +141,8 @@ def test_snapshots_are_joined() -> None:
     live.finished(row(2), "chatcmpl-2", "text_not_told", 22 * SECOND)
     before = text_of(board).count("█")
     board.take(snapshot(live, 22 * SECOND, since_ns=21 * SECOND))
-    assert "chatcmpl-1" in text_of(board)
-    assert "chatcmpl-2" in text_of(board)
+    assert "…atcmpl-1" in text_of(board)
+    assert "…atcmpl-2" in text_of(board)
     assert text_of(board).count("█") > before
 
 
