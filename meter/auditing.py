@@ -28,6 +28,7 @@ WAITING_LIMIT: Final = 64
 WAITING_LIMIT_BYTES: Final = 4 << 20
 OLDEST_S: Final = 3600.0
 """Texts that have waited longer are dropped."""
+MOST_ARMS: Final = 32
 TASK_ANSWERS: Final = 8
 """To each task under each arm: T* needs so many."""
 _RULES_TOKENS: Final = 1200
@@ -115,16 +116,21 @@ class Auditing:
     def opened(self, receipt_id: str, arm: str) -> None:
         """A request has come in."""
         if arm != AUDIT:
-            self._arms[arm] = None
+            if len(self._arms) < MOST_ARMS:
+                self._arms[arm] = None
             self._disturbed()
             return
         self._own[receipt_id] = None
         if len(self._own) > WAITING_LIMIT:
             self._own.popitem(last=False)
 
+    def is_own(self, receipt_id: str) -> bool:
+        """Whether it is an audit that asks."""
+        return receipt_id in self._own
+
     def told(self, receipt_id: str, message: Mapping[str, Any]) -> None:
-        """The texts of a response. Those of several choices, and those too long to be judged, are left alone."""
-        if not self._on or receipt_id in self._own or not _is_one(message):
+        """The texts of a response. Those of several choices, and those too long to be judged, are left alone, and all while nobody is there to ask."""
+        if not self._on or self._send is None or self.is_own(receipt_id) or not _is_one(message):
             return
         digest = hashlib.blake2b(receipt_id.encode(), key=self._key, digest_size=8).digest()
         sampled = Sampled(receipt_id, int.from_bytes(digest), self._clock(), message)

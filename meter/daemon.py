@@ -449,8 +449,9 @@ class Meter:
         return named.pop() if len(named) == 1 else None
 
     def _texts(self, receipt_id: str, message: Mapping[str, Any]) -> None:
-        self._classifier.told(receipt_id, message)
-        self._auditing.told(receipt_id, message)
+        if not self._auditing.is_own(receipt_id):
+            self._classifier.told(receipt_id, message)
+            self._auditing.told(receipt_id, message)
 
     def _announce(self, receipt_id: str, arm: str) -> None:
         self._auditing.opened(receipt_id, arm)

@@ -30,6 +30,7 @@ class Meter:
         settings = EtaSection(deep=deep, share=share)
         self.auditing = Auditing(settings, self, on=on, clock=lambda: self.now_s)
         self.auditing.opened("first", "entrace")
+        self.connect()
 
     def came_back(self, job: Job, told: Mapping[str, Any]) -> None:
         self.back.append((job.kind, told))
@@ -56,7 +57,6 @@ def idle_with_one(**settings: Any) -> Meter:
     meter = Meter(**settings)
     meter.auditing.told("ab", TEXTS)
     meter.auditing.spent("entrace", PLENTY_J, 1e6)
-    meter.connect()
     return meter
 
 
@@ -103,7 +103,6 @@ def test_what_an_audit_asks_is_no_other_work_and_is_never_judged() -> None:
 def test_audits_never_take_more_than_their_share_of_joules() -> None:
     meter = Meter(share=0.01)
     meter.auditing.spent("entrace", 1000.0, 1000.0)  # 10 J for audits, and judging takes some 2,400 tokens at 1 J
-    meter.connect()
     for number in range(400):
         meter.auditing.told(f"{number}", TEXTS)
     assert meter.wait(IDLE_S) == []
@@ -116,7 +115,6 @@ def test_audits_never_take_more_than_their_share_of_joules() -> None:
 
 def test_nothing_is_spent_where_there_was_no_traffic() -> None:
     meter = Meter()
-    meter.connect()
     meter.auditing.told("ab", TEXTS)
     assert meter.wait(10 * IDLE_S) == []
 
@@ -133,7 +131,6 @@ def test_tasks_are_asked_some_times_an_hour_under_the_arms_that_traffic_has() ->
     meter.auditing.opened("b", "concise")
     meter.auditing.opened("c", AUDIT)
     meter.auditing.spent("entrace", PLENTY_J, 1e6)
-    meter.connect()
     assert meter.wait(TASK_EVERY_S / 2) == ["task"]
     task = meter.said[-1]
     assert task["arms"] == ["entrace", "concise"]
@@ -147,7 +144,6 @@ def test_tasks_are_asked_some_times_an_hour_under_the_arms_that_traffic_has() ->
 def test_tasks_wait_for_an_idle_server_though_another_judges() -> None:
     meter = Meter(deep="http://judge:1")
     meter.auditing.spent("entrace", PLENTY_J, 1e6)
-    meter.connect()
     meter.running = 1
     assert meter.wait(TASK_EVERY_S) == []
     meter.running = 0
@@ -220,6 +216,15 @@ def test_what_is_not_one_answer_of_a_fit_length_is_left_alone(message: dict[str,
     meter = idle_with_one()
     meter.auditing._waiting.clear()
     meter.auditing.told("cd", message)
+    assert meter.wait(IDLE_S) == []
+
+
+def test_no_text_waits_for_nobody() -> None:
+    meter = idle_with_one()
+    meter.auditing._waiting.clear()
+    meter.auditing.gone(meter.send)
+    meter.auditing.told("cd", TEXTS)
+    meter.connect()
     assert meter.wait(IDLE_S) == []
 
 
