@@ -14,7 +14,6 @@ to read. Those that are not installed are left out.
 import argparse
 import asyncio
 import contextlib
-import json
 import os
 import socket
 import statistics
@@ -27,16 +26,29 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from benchmarks.overhead import BODY, CHUNKS, PARTS, SilentMeter, chunk, trivial_application
+from benchmarks.overhead import BODY, CHUNKS, PARTS, be_silent_meter, chunk, processor_s, trivial_application
 from benchmarks.report import Goal, finish
 
 CLIENTS = 16
 TOKEN_S = 0.020
 PREFILL_S = 0.030
 END = b"\r\n0\r\n\r\n"
+PROXY = "etameter proxy"
 PEERS = {"Starlette + httpx": ("httpx", "relay"), "joules proxy": ("joules", "joules")}
+MIDDLEWARES = {
+    "trivial": None,
+    "trivial, wrapped": "trivial",
+    "trivial, metered": "trivial",
+    "answering, metered": "answering",
+}
+"""Applications, and what they are compared with. What is wrapped has a middleware that only hands on: the least that there can be."""
+GOALS = {
+    f"{PROXY}, throughput to direct": 0.6,
+    f"{PROXY}, added to the first token, ms": 1.0,
+    "trivial, metered, throughput to without": 0.97,
+}
 _START_S = 30.0
 
 
@@ -118,7 +130,9 @@ def metered(application: Any) -> Any:
 def run_role(role: str, port: int, upstream: str) -> None:
     """A process of the benchmark."""
     if role == "meter":
-        asyncio.run(_meter())
+        from etameter.config import socket_path
+
+        be_silent_meter(socket_path())
     if role == "joules":
         from joules.proxy import ProxyServer
 
@@ -138,13 +152,6 @@ def run_role(role: str, port: int, upstream: str) -> None:
     uvicorn.run(application, host="127.0.0.1", port=port, log_level="error", lifespan="off", timeout_keep_alive=60)
 
 
-async def _meter() -> None:
-    from etameter.config import socket_path
-
-    server = await asyncio.start_unix_server(SilentMeter().serve, socket_path())
-    await server.serve_forever()
-
-
 # ------------------------------------------------------------------------------------------------------ who asks
 
 
@@ -155,9 +162,16 @@ class Load:
     answers_per_s: float
     first_token_s: float
     """Median."""
+    processor_ms: float
+    """Of the server's process, an answer."""
 
 
-async def ask(port: int, seconds: float, *, paced: bool) -> Load:
+class Server(NamedTuple):
+    port: int
+    pid: int
+
+
+async def ask(server: Server, seconds: float, *, paced: bool) -> Load:
     """`CLIENTS` connections that ask again as soon as they are answered, until `seconds` are over."""
     path = "/v1/chat/completions" + ("?paced" if paced else "")
     head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(BODY)}\r\n\r\n"
@@ -170,14 +184,14 @@ async def ask(port: int, seconds: float, *, paced: bool) -> Load:
         await asyncio.sleep(
             number * CHUNKS * TOKEN_S / CLIENTS if paced else 0
         )  # each asks while the others are answered
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
         while (asked_s := time.perf_counter()) < end_s:
             writer.write(request)
             told, is_first = b"", True
             while not told.endswith(END):
                 piece = await reader.read(1 << 18)
                 if not piece:
-                    raise ConnectionError(f"the server on port {port} hung up after {told!r}")
+                    raise ConnectionError(f"the server on port {server.port} hung up after {told!r}")
                 told = told[-len(END) :] + piece
                 if is_first and b"data:" in told:
                     is_first = False
@@ -185,33 +199,40 @@ async def ask(port: int, seconds: float, *, paced: bool) -> Load:
             answers += 1
         writer.close()
 
-    began_s = time.perf_counter()
+    began_s, before_s = time.perf_counter(), processor_s(server.pid)
     end_s = began_s + seconds
     await asyncio.gather(*(client(number) for number in range(CLIENTS)))
-    return Load(answers / (time.perf_counter() - began_s), statistics.median(firsts))
+    took_s, busy_s = time.perf_counter() - began_s, processor_s(server.pid) - before_s
+    return Load(answers / took_s, statistics.median(firsts), 1e3 * busy_s / answers)
 
 
-async def compared(ports: dict[str, int], rounds: int, seconds: float, *, paced: bool) -> dict[str, list[Load]]:
+async def compared(servers: dict[str, Server], rounds: int, seconds: float, *, paced: bool) -> dict[str, list[Load]]:
     """By name, a load a round, in an order that turns with every round; the first round warms up."""
-    loads: dict[str, list[Load]] = {name: [] for name in ports}
+    loads: dict[str, list[Load]] = {name: [] for name in servers}
     for each in range(rounds + 1):
-        for name in list(ports) if each % 2 else list(ports)[::-1]:
-            load = await ask(ports[name], seconds, paced=paced)
+        for name in list(servers) if each % 2 else list(servers)[::-1]:
+            load = await ask(servers[name], seconds, paced=paced)
             if each:
                 loads[name].append(load)
     return loads
 
 
-def ratio(loads: dict[str, list[Load]], name: str, plain: str) -> float:
-    """Median over rounds of throughput to throughput."""
+def ratios(loads: dict[str, list[Load]], name: str, plain: str) -> list[float]:
+    """Throughput to throughput, a figure a round."""
     pairs = zip(loads[name], loads[plain], strict=True)
-    return statistics.median(one.answers_per_s / other.answers_per_s for one, other in pairs)
+    return [one.answers_per_s / other.answers_per_s for one, other in pairs]
 
 
-def added_ms(loads: dict[str, list[Load]], name: str, plain: str) -> float:
-    """Median over rounds of what comes to the time to the first token."""
+def added_ms(loads: dict[str, list[Load]], name: str, plain: str) -> list[float]:
+    """What comes to the time to the first token, a figure a round."""
     pairs = zip(loads[name], loads[plain], strict=True)
-    return statistics.median(1e3 * (one.first_token_s - other.first_token_s) for one, other in pairs)
+    return [1e3 * (one.first_token_s - other.first_token_s) for one, other in pairs]
+
+
+def frugality(loads: dict[str, list[Load]], name: str, plain: str) -> list[float]:
+    """Processor time of an answer to that of one of the other's, the other way round: what throughput comes to where only processor time limits it."""
+    pairs = zip(loads[name], loads[plain], strict=True)
+    return [other.processor_ms / one.processor_ms for one, other in pairs]
 
 
 # ------------------------------------------------------------------------------------------------------ processes
@@ -224,8 +245,8 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def process(command: list[str], ready: Callable[[], bool]) -> Iterator[None]:
-    """Runs until the block is left."""
+def process(command: list[str], ready: Callable[[], bool]) -> Iterator[int]:
+    """Its id; it runs until the block is left."""
     running = subprocess.Popen([sys.executable, "-m", *command], stderr=subprocess.DEVNULL)
     try:
         deadline_s = time.monotonic() + _START_S
@@ -233,7 +254,7 @@ def process(command: list[str], ready: Callable[[], bool]) -> Iterator[None]:
             if running.poll() is not None or time.monotonic() > deadline_s:
                 raise RuntimeError(f"{' '.join(command)} did not start")
             time.sleep(0.05)
-        yield
+        yield running.pid
     finally:
         running.terminate()
         running.wait(10)
@@ -247,11 +268,11 @@ def listens(port: int) -> Callable[[], bool]:
     return look
 
 
-def role(held: ExitStack, name: str, upstream: str = "") -> int:
-    """Starts one of our own; its port."""
+def role(held: ExitStack, name: str, upstream: str = "") -> Server:
+    """Starts one of our own."""
     port = free_port()
-    held.enter_context(process(["benchmarks.gateway", "--role", name, str(port), upstream], listens(port)))
-    return port
+    command = ["benchmarks.gateway", "--role", name, str(port), upstream]
+    return Server(port, held.enter_context(process(command, listens(port))))
 
 
 def main() -> None:
@@ -268,41 +289,53 @@ def main() -> None:
         line = Path(folder) / "meter.sock"
         held.enter_context(process(["benchmarks.gateway", "--role", "meter", "0", ""], line.exists))
         direct = role(held, "answering")
-        upstream = f"http://127.0.0.1:{direct}"
-        ports = {"direct": direct, "etameter proxy": free_port()}
-        command = ["etameter", "proxy", "--upstream", upstream, "--port", str(ports["etameter proxy"]), "--no-meter"]
-        held.enter_context(process(command, listens(ports["etameter proxy"])))
-        ports |= {name: role(held, kind, upstream) for name, (module, kind) in PEERS.items() if find_spec(module)}
-        fast = asyncio.run(compared(ports, rounds, seconds, paced=False))
-        slow = asyncio.run(compared(ports, max(rounds // 2, 1), 3 * seconds, paced=True))
-        bare = {"plain": role(held, "trivial"), "metered": role(held, "metered")}
-        trivial = asyncio.run(compared(bare, 2 * rounds, seconds / 2, paced=False))
+        upstream, port = f"http://127.0.0.1:{direct.port}", free_port()
+        command = ["etameter", "proxy", "--upstream", upstream, "--port", str(port), "--no-meter"]
+        proxy = Server(port, held.enter_context(process(command, listens(port))))
+        proxies = {"direct": direct, PROXY: proxy}
+        proxies |= {name: role(held, kind, upstream) for name, (module, kind) in PEERS.items() if find_spec(module)}
+        fast = asyncio.run(compared(proxies, rounds, seconds, paced=False))
+        slow = asyncio.run(compared(proxies, max(rounds // 2, 1), 3 * seconds, paced=True))
+        alike = {name: role(held, name) for name in MIDDLEWARES}
+        around = asyncio.run(compared({**alike, "answering": direct}, 4 * rounds, seconds / 4, paced=False))
+    finish("gateway", "measured", *told(fast, slow, around, {"rounds": rounds, "round_s": seconds}))
+
+
+def told(
+    fast: dict[str, list[Load]], slow: dict[str, list[Load]], around: dict[str, list[Load]], context: dict[str, object]
+) -> tuple[list[Goal], dict[str, object]]:
+    """What is to be printed, and what it is made of."""
+    found: dict[str, list[float]] = {}
+    for name in (PROXY, *PEERS):
+        known = name in fast
+        found[f"{name}, throughput to direct"] = ratios(fast, name, "direct") if known else []
+        found[f"{name}, added to the first token, ms"] = added_ms(slow, name, "direct") if known else []
+    for name, plain in MIDDLEWARES.items():
+        if plain:
+            found[f"{name}, throughput to without"] = ratios(around, name, plain)
+            found[f"{name}, by processor time"] = frugality(around, name, plain)
     goals = [
-        Goal("proxy, throughput to direct", ratio(fast, "etameter proxy", "direct"), "", 0.6, "higher"),
-        Goal("proxy, added to the first token", added_ms(slow, "etameter proxy", "direct"), "ms", 1.0, "lower"),
-        Goal("middleware, throughput to without", ratio(trivial, "metered", "plain"), "", 0.97, "higher"),
+        Goal(
+            name,
+            statistics.median(values) if values else None,
+            "ms" if name.endswith("ms") else "",
+            GOALS.get(name),
+            "lower" if name.endswith("ms") else "higher",
+        )
+        for name, values in found.items()
     ]
-    for name in PEERS:
-        known = name in ports
-        goals += [
-            Goal(f"{name}, throughput to direct", ratio(fast, name, "direct") if known else None, "", None, "higher"),
-            Goal(
-                f"{name}, added to the first token",
-                added_ms(slow, name, "direct") if known else None,
-                "ms",
-                None,
-                "lower",
-            ),
-        ]
-    everything = {"at full speed": fast, "paced": slow, "trivial": trivial}
+    loads = {"at full speed": fast, "paced": slow, "middleware": around}
     medians = {
-        kind: {name: statistics.median(load.answers_per_s for load in loads) for name, loads in of.items()}
-        for kind, of in everything.items()
+        kind: {name: statistics.median(load.answers_per_s for load in each) for name, each in of.items()}
+        for kind, of in loads.items()
     }
-    firsts = {name: 1e3 * statistics.median(load.first_token_s for load in loads) for name, loads in slow.items()}
-    context = {"answers_per_s": medians, "first_token_ms": firsts, "rounds": rounds, "round_s": seconds}
-    print(json.dumps(context))
-    finish("gateway", "measured", goals, context)
+    firsts = {name: 1e3 * statistics.median(load.first_token_s for load in each) for name, each in slow.items()}
+    spread = {
+        name: [round(each, 4) for each in statistics.quantiles(values, n=4)]
+        for name, values in found.items()
+        if len(values) > 1
+    }
+    return goals, {**context, "answers_per_s": medians, "first_token_ms": firsts, "quartiles": spread}
 
 
 if __name__ == "__main__":

@@ -17,6 +17,9 @@ from etameter.work import TERMS, Array, BoolArray, IntArray, Work
 
 METHOD = "step-cost"
 """Unless the ring's writer names another in its details: one that only guesses the steps does."""
+GUESS_ERROR = 0.38
+"""Relative standard error of a request's energy, beside the stated one, where its steps are guessed: from `python -m benchmarks.guessed`. Of a server
+whose other clients are not seen it can be off by more."""
 PARTIAL_METHOD = "step-cost-partial"
 """Of a request that ran in part while nobody could meter it: its energy is a lower bound."""
 UNLABELLED = "unlabelled"
@@ -71,6 +74,7 @@ class Books:
     ) -> None:
         """`arms` by receipt id; `inherited` by the request's number, taken out as they are booked."""
         self._header = header
+        self._method = str(header.details.get("method", METHOD))
         self._requests = requests
         self._arms = arms
         self._inherited = inherited
@@ -151,7 +155,10 @@ class Books:
             amounts += of_gpu.amounts
             variance_j2 += of_gpu.variance_j2(costs.get(gpu_uuid))
             form_j += of_gpu.form_j(costs.get(gpu_uuid))
-        return Totals(slots, amounts, variance_j2 + form_variance_j2(form_j))
+        variance_j2 += form_variance_j2(form_j)
+        if self._method != METHOD:
+            variance_j2 += (GUESS_ERROR * (amounts[:, PROMPT_J] + amounts[:, OUTPUT_J])) ** 2
+        return Totals(slots, amounts, variance_j2)
 
     def rows(self, totals: Totals, settled: BoolArray, source: Source) -> list[RequestValues]:
         """Rows of the ledger for these requests."""
@@ -222,8 +229,7 @@ class Books:
         return np.flatnonzero(self._open)
 
     def _methods(self, slots: IntArray) -> list[object]:
-        method = str(self._header.details.get("method", METHOD))
-        return _but([method] * len(slots), self._partial[slots], PARTIAL_METHOD)
+        return _but([self._method] * len(slots), self._partial[slots], PARTIAL_METHOD)
 
     def _grow(self) -> None:
         size, more = len(self._open), len(self._requests.table) - len(self._open)

@@ -62,7 +62,7 @@ def overhead(made: Drawing, record: dict[str, Any]) -> None:
     told(
         made,
         f"measured on {context['cpus']} busy CPU cores (load {context['load_1m']:g}), no GPU involved; medians of {context['rounds']} paired rounds, {when(record)}.\n"
-        "● median between quartiles  ✖ one that misses its goal  | goal. A step: processor time of the hook; a chunk: time in the middleware.",
+        "● median between quartiles  ✖ one that misses its goal  | goal. Processor time of the hook in a step, and of the middleware.",
     )
     shown = [goal for goal in record["goals"] if goal["unit"] == "us" and goal["value"] is not None]
     axes = made.add_subplot()
@@ -102,7 +102,9 @@ def _worded(name: str) -> str:
         requests, some, what, real = found.groups()
         rest = {"prefilling": f", {some} prefilling", "come_and_go": f", {some} out, {some} in", None: ""}[what]
         return f"a step of {int(requests):,} requests{rest}{', inside vLLM' if real else ''}"
-    return {"middleware_us_per_chunk": "a streamed chunk"}[name]
+    return {"middleware_us_per_chunk": "a streamed chunk", "middleware_us_per_request": "a request, beside its chunks"}[
+        name
+    ]
 
 
 def survival(made: Drawing, record: dict[str, Any]) -> None:

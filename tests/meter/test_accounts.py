@@ -16,13 +16,14 @@ from etameter.accounts import (
     Accounts,
     Batch,
 )
-from etameter.books import METHOD, PARTIAL_METHOD
+from etameter.books import GUESS_ERROR, METHOD, PARTIAL_METHOD
 from etameter.devices import Device, fit_key
 from etameter.errors import EngineError
 from etameter.gpu import START_UP_NS, START_UP_PART_NS
 from etameter.ledger import RUNNING, RequestRow
 from etameter.records import Conditions, Edge, Finding
 from etameter.serving.ring import Dispatch, Done, Finish, Introduction, Lost, Record, RingHeader, Row, row_table
+from etameter.timeline import NORMAL_95
 
 pytestmark = pytest.mark.unit
 
@@ -315,12 +316,20 @@ def test_lost_records_make_their_intervals_unattributed() -> None:
     assert books.requests_j + books.others_j == pytest.approx(books.measured_j, rel=1e-9)
 
 
-def test_a_writer_that_guesses_its_steps_names_the_method() -> None:
+def test_a_writer_that_guesses_its_steps_names_the_method_and_has_wider_errors() -> None:
     engine = long_run()
-    accounts, books = Accounts([device()], "boot"), Books()
-    accounts.open_engine(replace(header(), details={"method": "proxy"}))
-    feed(accounts, books, engine, list(engine.edges("GPU-0")))
-    assert {row.energy.method for row in books.rows.values()} == {"proxy"}
+    told, guessed = Books(), Books()
+    for books, details in ((told, {}), (guessed, {"method": "proxy"})):
+        accounts = Accounts([device()], "boot")
+        accounts.open_engine(replace(header(), details=details))
+        feed(accounts, books, engine, list(engine.edges("GPU-0")))
+    assert {row.energy.method for row in guessed.rows.values()} == {"proxy"}
+    for number, row in guessed.rows.items():
+        plain = told.rows[number].energy
+        added_j = NORMAL_95 * GUESS_ERROR * plain.energy_j
+        assert row.energy.energy_j == plain.energy_j
+        assert row.energy.error_j == pytest.approx(math.hypot(plain.error_j, added_j))
+    assert GUESS_ERROR > 0
 
 
 def test_two_gpus_are_settled_alone_and_summed() -> None:
