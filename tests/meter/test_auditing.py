@@ -71,6 +71,15 @@ def test_a_response_is_judged_once_the_server_has_been_idle_for_long_enough() ->
     assert meter.wait(100) == [], "none waits any more"
 
 
+def test_what_one_took_is_known_before_the_next() -> None:
+    meter = idle_with_one()
+    meter.auditing.told("cd", TEXTS)
+    assert meter.wait(IDLE_S) == ["judge"]
+    meter.answer()
+    assert meter.wait(REST_S - 0.5) == []
+    assert meter.wait(0.5) == ["judge"]
+
+
 @pytest.mark.parametrize("how", ["opened", "running"])
 def test_other_work_pauses_it_at_once_until_there_is_none(how: str) -> None:
     meter = idle_with_one()
