@@ -14,6 +14,8 @@ KWH_J: Final = 3.6e6
 PERIOD_S: Final = 1
 """Between two of its looks; its default of 15 s would see a window twice."""
 
+LEAST_S: Final = 10.0
+
 
 @dataclass(slots=True)
 class Beside:
@@ -62,16 +64,18 @@ def compared(beside: Beside, energy_j: float | None, seconds: float, kind: Kind,
         "codecarbon_j": dict(beside.told_j),
         "version": beside.version,
         "difference": None if not energy_j or not theirs_j else theirs_j / energy_j - 1,
-        "why": _why(kind, theirs_j),
+        "why": _why(kind, theirs_j, seconds),
     }
 
 
-def _why(kind: Kind, theirs_j: float) -> str:
+def _why(kind: Kind, theirs_j: float, seconds: float) -> str:
     if kind == "simulated":
         return (
             "It can't see a simulated board. What it tells is this machine's CPU, mostly from a table of nominal powers, "
             "so that the two figures are of different things."
         )
+    if seconds < LEAST_S:
+        return f"It looks once a second, and {seconds:.1f} s are too few for that to say anything."
     if not theirs_j:
         return "It found no counter here that it may read, and then counts 0 J."
     if kind == "rapl":
