@@ -113,7 +113,7 @@ def _run(told: Told) -> Run:
         seed=head["seed"],
         source=first.get("source"),
         counter=first.get("counter"),
-        hardware={"boards": boards, **head["host"]},
+        hardware={"boards": [{name: board[name] for name in ("board", "counter")} for board in boards], **head["host"]},
         driver=next((board["driver"] for board in boards if board.get("driver")), None),
         clock_mhz=max((board["max_clock_mhz"] for board in boards if board.get("max_clock_mhz")), default=None),
         power_cap_w=_sum([board.get("power_limit_w") for board in boards]),

@@ -105,7 +105,7 @@ class Run:
     """None, as much of what follows, where the run ended before it could be told."""
     counter: Kind | None
     hardware: Mapping[str, Any]
-    """`boards`: of each its name, and what NVML says; `cpu`, `cores`, `memory_bytes`, `host`."""
+    """What stays the same from night to night: `boards`, of each its name and its counter; `cpu`, `cores`, `memory_bytes`, `host`, `kernel`, `python`."""
     driver: str | None
     clock_mhz: float | None
     """Highest that the boards allow, as set when the run began."""

@@ -94,8 +94,8 @@ def test_there_is_always_a_best_and_no_two_of_the_front_beat_each_other(settings
 def test_a_run_is_told_from_its_journal(tmp_path: Path) -> None:
     journal.begin(tmp_path / "r", HEAD)
     boards = [
-        {"board": "H100", "driver": "560", "power_limit_w": 700.0, "max_clock_mhz": 1980},
-        {"board": "H100", "driver": "560", "power_limit_w": 600.0, "max_clock_mhz": 1980},
+        {"board": "H100", "counter": "nvml", "driver": "560", "power_limit_w": 700.0, "max_clock_mhz": 1980},
+        {"board": "H100", "counter": "nvml", "driver": "560", "power_limit_w": 600.0, "max_clock_mhz": 1980},
     ]
     session = {
         "source": "measured",
@@ -119,7 +119,8 @@ def test_a_run_is_told_from_its_journal(tmp_path: Path) -> None:
     run = whole.run
     assert (run.driver, run.power_cap_w, run.clock_mhz, run.energy_j) == ("560", 1300.0, 1980, 200.0)
     assert (run.source, run.vllm, run.model, run.model_hash, run.sessions) == ("measured", "0.32.0", "m", "f", 2)
-    assert run.hardware == {"boards": boards, "cpu": "some", "cores": 2}
+    same = {"board": "H100", "counter": "nvml"}
+    assert run.hardware == {"boards": [same, same], "cpu": "some", "cores": 2}, "and no clock of the moment"
     assert [row.stage for row in whole.stages] == ["idle-before", "batch-8"], "in order of time, over sessions"
 
 
