@@ -13,6 +13,7 @@ from etameter.slack.reading import Reading
 from etameter.slack.reliability import Mean, Trust
 
 MODEL = "made-up-8B"
+EVERY_S = 8.0
 SHARES = {
     "unconstrained": {"required": 0.55, "optional": 0.15, "preamble": 0.1, "closing": 0.15},
     "concise": {"required": 0.9, "optional": 0.05, "hedge": 0.05},
@@ -22,13 +23,13 @@ RELIABLE = {"unconstrained": 0.72, "concise": 0.58, "entrace": 0.31}
 
 
 def served(stack: ExitStack) -> str:
-    """Address of the exposition, until `stack` ends. Every second something is audited."""
+    """Address of the exposition, until `stack` ends. Now and then something is audited, for under a hundredth of what others take."""
     metrics = Metrics([MODEL], SHARES)
     over = threading.Event()
 
     def audit() -> None:
         number = 0
-        while not over.wait(1.0):
+        while not over.wait(EVERY_S):
             for arm in SHARES:
                 _audit(metrics, arm, number)
             number += 1
@@ -68,7 +69,7 @@ def _audit(metrics: Metrics, arm: str, number: int) -> None:
     checked: tuple[Outcome, ...] = (
         ("correct", "correct", "wrong") if arm == "concise" else ("correct",) * 5 + ("wrong",)
     )
-    judged_j, answer_j = 0.04, 25.0 * shares["required"]
+    judged_j, answer_j = 0.04, 2.5 * shares["required"]
     metrics.audited(MODEL, arm, kind="deep", outcome=judged[number % 4], energy_j=judged_j, source="simulated")
     outcome = checked[number % len(checked)]
     metrics.audited(MODEL, arm, kind="task", outcome=outcome, energy_j=answer_j, source="simulated")
