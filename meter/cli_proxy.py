@@ -19,6 +19,13 @@ def proxy(
             metavar="UUID", help="A GPU that the server runs on, once for each. Needed where there are several."
         ),
     ] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="What the server counts for Prometheus, such as http://127.0.0.1:30000/metrics: said is where more was generated there than passed here.",
+        ),
+    ] = None,
     engine: Annotated[str | None, typer.Option(help="Name of the engine; it names the ring.")] = None,
     meter_port: Annotated[int | None, typer.Option(help="Port of the meter's own HTTP server.")] = None,
     ledger: Annotated[Path | None, typer.Option(metavar="FILE", help="File of the durable ledger.")] = None,
@@ -61,4 +68,4 @@ def proxy(
             "serve": {"engine": engine, "meter": own_meter},
         },
     )
-    return launch_proxy.proxy(launch_proxy.Place(upstream, host, port, model, gpu or ()), loaded, config_file)
+    return launch_proxy.proxy(launch_proxy.Place(upstream, host, port, model, gpu or (), metrics), loaded, config_file)

@@ -28,6 +28,8 @@ class Arrivals:
 
     def __init__(self, steps: TokenSteps) -> None:
         self.steps = steps
+        self.output_tokens = 0
+        """Of all responses until now."""
         self._known_tokens, self._known_bytes = _GUESS_TOKENS, _GUESS_BYTES
 
     def of(self, receipt_id: str) -> "Arriving":
@@ -110,6 +112,7 @@ class Arriving:
     def _came(self, tokens: int, t_ns: int, cached_tokens: int = 0) -> None:
         prompt_tokens = self._prompt_tokens or self._server.guess_tokens(self._size_bytes)
         self._tokens += tokens
+        self._server.output_tokens += tokens
         self._steps.arrived(self._request_id, self._sent_ns, prompt_tokens, tokens, t_ns, cached_tokens)
 
 

@@ -20,6 +20,7 @@ from etameter.errors import EngineError
 from . import launch, ports, streamed
 from .arrivals import Arrivals
 from .child import interruptible
+from .engine_counters import compare
 from .proxy import BROKEN, Proxy
 from .ring import RingWriter
 from .streamed import TokenSteps
@@ -42,6 +43,8 @@ class Place:
     port: int
     model: str | None = None
     gpu_uuids: Sequence[str] = ()
+    metrics: str | None = None
+    """Address of what the server counts itself, for Prometheus."""
 
 
 def proxy(place: Place, settings: config.Config, config_file: Path | None = None) -> int:
@@ -88,13 +91,14 @@ def _proxy(place: Place, settings: config.Config, config_file: Path | None) -> N
             meter = f"for a meter of --ring {ring_path}"
         os.environ |= launch.middleware_environment(settings)
         _allow_many_streams()
-        proxy = Proxy(upstream, Arrivals(TokenSteps(ring)))
+        arrivals = Arrivals(TokenSteps(ring))
+        proxy = Proxy(upstream, arrivals)
         told = f"metering {model} at {upstream} on http://{place.host}:{place.port}, {meter}"
         launch.start_audits(supervisor, settings, (place.host, place.port), config_file)
-        asyncio.run(_serve(proxy, place, supervisor, told))
+        asyncio.run(_serve(proxy, place, supervisor, told, arrivals))
 
 
-async def _serve(proxy: Proxy, place: Place, supervisor: Supervisor, told: str) -> None:
+async def _serve(proxy: Proxy, place: Place, supervisor: Supervisor, told: str, arrivals: Arrivals) -> None:
     """Answers until a signal comes, then ends what it has begun."""
     stops: list[int] = []
 
@@ -108,9 +112,16 @@ async def _serve(proxy: Proxy, place: Place, supervisor: Supervisor, told: str) 
         await runner.setup()
         await web.TCPSite(runner, place.host, place.port, backlog=_BACKLOG).start()
         launch.say(told)
+        comparing = (
+            asyncio.create_task(compare(place.metrics, lambda: arrivals.output_tokens, launch.say))
+            if place.metrics
+            else None
+        )
         while not stops:
             supervisor.tend()
             await asyncio.sleep(_TEND_S)
+        if comparing is not None:
+            comparing.cancel()
         draining = asyncio.create_task(runner.cleanup())
         while not draining.done() and len(stops) == 1:
             supervisor.tend()
