@@ -365,6 +365,36 @@ def test_serving_outlives_its_meter_and_ends_with_ctrl_c(place: Place, model_dir
     assert not list(place.path.glob("*.ring"))
 
 
+@pytest.mark.slow
+def test_a_vllm_of_an_unknown_version_is_warned_of_once_and_metered_by_its_responses(
+    place: Place, model_dir: Path
+) -> None:
+    """The real one, under a name of a version that is none yet."""
+    shutil.rmtree(place.path / "stand-in")
+    place.stand_in(version="0.99.0+cpu")
+    shutil.rmtree(place.path / "stand-in" / "vllm")
+    log = place.path / "log"
+    command = ["serve", str(model_dir), *place.serve("--simulate-gpu", "h100", "--host", "127.0.0.1")[2:]]
+    with log.open("w") as output:
+        serve = subprocess.Popen(
+            [sys.executable, "-m", "etameter", *command, "--served-model-name", "small", "--enforce-eager"],
+            env=place.environment,
+            cwd=place.path,
+            stderr=output,
+        )
+    try:
+        wait_until(lambda: _said(log, "etameter: serving ")() or serve.poll() is not None, 300.0)
+        wait_until(lambda: (_ask(place.port)["energy"] or {}).get("attribution_method") == "proxy", 30.0)
+    finally:
+        serve.terminate()
+        assert serve.wait(60.0) == 130
+    said = log.read_text()
+    assert said.count("vLLM 0.99.0+cpu is not known here") == 1
+    assert said.count("etameter: metering responses into") == 1
+    assert "metering Scheduler" not in said
+    assert place.left() == []
+
+
 def test_the_demo_meters_every_request_and_balances(place: Place, model_dir: Path) -> None:
     del place.environment["PYTHONPATH"]
     demo = place.start("demo", "--json")  # the model lies where the demo looks, or is converted once more
