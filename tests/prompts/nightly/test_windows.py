@@ -29,6 +29,11 @@ def test_a_prompt_is_where_its_first_token_is_and_a_request_where_it_ended() -> 
     assert (first.ended, second.ended) == ([], [reply])
 
 
+def test_an_instant_between_two_windows_is_of_the_earlier_one() -> None:
+    first, second = cut([Reply(0, 30, (30,))], [(0, 30), (30, 60)])
+    assert (first.output_tokens, second.output_tokens, len(first.ended), len(second.ended)) == (1, 0, 1, 0)
+
+
 def test_what_failed_and_what_is_right_is_counted() -> None:
     replies = [
         Reply(0, 12, failure="timeout", task="a"),
