@@ -34,7 +34,7 @@ EARLY = 0.2
 
 def lay_out(directory: Path, requests: int) -> tuple[Engine, list[Edge]]:
     """A ring with everything that an engine did, and the edges of its counter."""
-    engine = Engine(11)
+    engine = Engine(11, pauses=0.4, pause_ms=300)  # who starts to read a ring goes back by 4,096 steps at most
     engine.idle(300 * MS)
     engine.run([30 + 7 * (n % 23) for n in range(requests)], [4 + n % 31 for n in range(requests)], 8)
     ring = RingWriter(directory / "ring", engine="engine-0", model="m", dtype="bfloat16", capacity_bytes=32 << 20)
@@ -94,7 +94,7 @@ def read(progress: mmap) -> tuple[int, int]:
 
 
 def main(directory: Path, kills: int, seed: int) -> None:
-    engine, edges = lay_out(directory, 100 + 45 * kills)
+    engine, edges = lay_out(directory, 100 + 6 * kills)
     end_ns = engine.now_ns + 2_000 * MS
     dice = random.Random(seed)
     progress = mmap(-1, 16)

@@ -47,6 +47,9 @@ class Engine:
     dynamic_j: dict[str, float] = field(default_factory=dict)
     usage: dict[str, tuple[int, int]] = field(default_factory=dict)
     step_id: int = 0
+    pauses: float = 0.05
+    """Share of the steps after which nothing runs for up to `pause_ms`."""
+    pause_ms: int = 20
 
     def idle(self, duration_ns: int) -> None:
         self.now_ns += duration_ns
@@ -79,8 +82,8 @@ class Engine:
                     self.records.append(Finish(number, self.now_ns, state[1], "length"))
                     self.usage[about[number][0]] = (about[number][1], state[1])
                     del running[number]
-            if rng.random() < 0.05:
-                self.idle(rng.randrange(1, 20) * MS)
+            if rng.random() < self.pauses:
+                self.idle(rng.randrange(1, self.pause_ms) * MS)
 
     def step(
         self,
