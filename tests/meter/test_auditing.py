@@ -260,4 +260,6 @@ def test_a_result_that_belongs_to_no_job_is_none() -> None:
     meter = idle_with_one()
     meter.auditing.take({"type": "audits", "job": 0}, meter.send)
     meter.auditing.take({"type": "audits", "job": [7]}, meter.send)
+    assert meter.wait(IDLE_S) == ["judge"]
+    meter.auditing.take({"type": "audits", "job": 8}, meter.send)
     assert meter.back == []

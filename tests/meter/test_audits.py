@@ -176,7 +176,7 @@ def test_answers_to_tasks_count_under_the_arm_that_they_were_asked_for(tmp_path:
     answers = [
         answer(receipts=receipts[0], deep_strict=0.25),
         answer(receipts=receipts[1], correct=False, eta_task=0.0, model="as the server calls it"),
-        answer(receipts=receipts[1], correct=None, eta_task=None),
+        answer(receipts=receipts[1], correct=None, eta_task=None, deep_strict=1.5, deep_lenient="much"),
         "no answer",
         answer(tokens="many"),
     ]
