@@ -2,7 +2,7 @@
 
     python -m benchmarks.branching --url http://127.0.0.1:8000 --out answers.jsonl [--suite small] [--arms unconstrained,concise,entrace]
 
-Each prompt is asked once under each arm, as the server samples by default. A correct answer is labelled by deletion: what its checker can do without is `O`,
+Each prompt is asked once under each arm. A correct answer is labelled by deletion: what its checker can do without is `O`,
 the rest `R`. With `--labelled FILE` those go to a file of their own, for a report with those labels.
 """
 
@@ -25,10 +25,12 @@ AT_ONCE = 8
 MOST_TOKENS = 256
 
 
-async def ask(session: aiohttp.ClientSession, url: str, model: str, task: Task, arm: Arm) -> dict[str, Any]:
+async def ask(
+    session: aiohttp.ClientSession, url: str, model: str, task: Task, arm: Arm, sampling: Sampling
+) -> dict[str, Any]:
     """One answer, with what the server tells of its tokens."""
     turns = [{"role": "user", "content": task.turns[0]}]
-    body = arm.request(task, turns, model, Sampling(max_tokens=MOST_TOKENS)) | {"logprobs": True, "top_logprobs": 20}
+    body = arm.request(task, turns, model, sampling) | {"logprobs": True, "top_logprobs": 20}
     headers = {"X-Etameter-Arm": arm.name, "X-Etameter-Run": "branching"}
     async with session.post(f"{url}/v1/chat/completions", json=body, headers=headers) as response:
         response.raise_for_status()
@@ -51,7 +53,8 @@ def by_deletion(task: Task, text: str) -> list[tuple[int, int, str]] | None:
     return [(span.start, span.end, "R" if place in left.kept else "O") for place, span in enumerate(spans)]
 
 
-async def collect(url: str, suite: str, named: list[str]) -> list[dict[str, Any]]:
+async def collect(url: str, suite: str, named: list[str], temperature: float | None) -> list[dict[str, Any]]:
+    sampling = Sampling(max_tokens=MOST_TOKENS, temperature=temperature)
     gate = asyncio.Semaphore(AT_ONCE)
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=900)) as session:
         async with session.get(f"{url}/v1/models") as response:
@@ -59,7 +62,7 @@ async def collect(url: str, suite: str, named: list[str]) -> list[dict[str, Any]
 
         async def one(task: Task, arm: Arm) -> dict[str, Any]:
             async with gate:
-                return await ask(session, url, model, task, arm)
+                return await ask(session, url, model, task, arm, sampling)
 
         tasks = [task for task in load_suite(suite).tasks if len(task.turns) == 1]
         return await asyncio.gather(*(one(task, arms.find(name)) for task in tasks for name in named))
@@ -70,10 +73,11 @@ def main() -> None:
     parser.add_argument("--url", default="http://127.0.0.1:8000")
     parser.add_argument("--suite", default="small")
     parser.add_argument("--arms", default="unconstrained,concise,entrace")
+    parser.add_argument("--temperature", type=float, help="By default what the server takes.")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--labelled", type=Path)
     given = parser.parse_args()
-    rows = asyncio.run(collect(given.url, given.suite, given.arms.split(",")))
+    rows = asyncio.run(collect(given.url, given.suite, given.arms.split(","), given.temperature))
     labelled = [row for row in rows if row.get("spans")]
     for path, lines in ((given.out, [{**row, "spans": None} for row in rows]), (given.labelled, labelled)):
         if path is not None:

@@ -31,6 +31,8 @@ OLDEST_S: Final = 3600.0
 MOST_ARMS: Final = 32
 TASK_ANSWERS: Final = 8
 """To each task under each arm: T* needs so many."""
+ALONE: Final = 8.0
+"""A request that has the board for itself is expected to take so many times the joules a token of the traffic, before that is known."""
 _RULES_TOKENS: Final = 1200
 _CHARACTERS_A_TOKEN: Final = 4
 _REPLY_SHARE: Final = 0.3
@@ -111,7 +113,7 @@ class Auditing:
         self._jobs = 0
         self._busy_s = self._free_s = clock()
         self._next_task_s = clock() + TASK_EVERY_S / 2
-        self._traffic_j = self._traffic_tokens = self._audit_j = 0.0
+        self._traffic_j = self._traffic_tokens = self._audit_j = self._audit_tokens = 0.0
 
     def opened(self, receipt_id: str, arm: str) -> None:
         """A request has come in."""
@@ -145,6 +147,7 @@ class Auditing:
         """What a settled interval charged an arm, and for how many tokens of prompt and output."""
         if arm == AUDIT:
             self._audit_j += joules
+            self._audit_tokens += tokens
         else:
             self._traffic_j += joules
             self._traffic_tokens += tokens
@@ -215,7 +218,10 @@ class Auditing:
             return True
         if not self._is_idle() or not self._traffic_tokens:
             return False
-        expected_j = tokens * self._traffic_j / self._traffic_tokens
+        a_token_j = ALONE * self._traffic_j / self._traffic_tokens
+        if self._audit_tokens:
+            a_token_j = self._audit_j / self._audit_tokens
+        expected_j = tokens * a_token_j
         return self._audit_j + expected_j <= self._share * self._traffic_j
 
     def _uses_server(self, kind: Kind) -> bool:

@@ -111,15 +111,25 @@ def test_what_an_audit_asks_is_no_other_work_and_is_never_judged() -> None:
 
 def test_audits_never_take_more_than_their_share_of_joules() -> None:
     meter = Meter(share=0.01)
-    meter.auditing.spent("entrace", 1000.0, 1000.0)  # 10 J for audits, and judging takes some 2,400 tokens at 1 J
     for number in range(400):
         meter.auditing.told(f"{number}", TEXTS)
+    meter.auditing.spent("entrace", 100_000.0, 100_000.0)  # 1,000 J for audits; to judge takes some 2,400 tokens, alone
     assert meter.wait(IDLE_S) == []
-    meter.auditing.spent("entrace", 299_000.0, 299_000.0)
+    meter.auditing.spent("entrace", 1_900_000.0, 1_900_000.0)
     assert meter.wait(1) == ["judge"]
     meter.answer()
-    meter.auditing.spent(AUDIT, 2000.0, 2500.0)  # of 3,000 J
+    meter.auditing.spent(AUDIT, 16_000.0, 2_400.0)  # of 20,000 J
     assert meter.wait(REST_S) == []
+
+
+def test_what_audits_took_tells_what_they_will_take() -> None:
+    meter = Meter(share=0.01)
+    for number in range(800):
+        meter.auditing.told(f"{number}", TEXTS)
+    meter.auditing.spent("entrace", 1_000_000.0, 1_000_000.0)
+    assert meter.wait(IDLE_S) == [], "10,000 J, and 2,400 tokens at eight times the price of the traffic's"
+    meter.auditing.spent(AUDIT, 2_000.0, 2_400.0)  # somebody judged by hand: not as dear as that
+    assert meter.wait(1) == ["judge"]
 
 
 def test_nothing_is_spent_where_there_was_no_traffic() -> None:
