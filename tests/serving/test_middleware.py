@@ -578,6 +578,7 @@ def test_of_a_request_that_is_refused_no_text_is_told(meter: FakeMeter, monkeypa
     async def calls() -> None:
         client = await connected(application(b'{"error":{"message":"too long"}}', status=400))
         await client.call(request={"messages": []})
+        await asyncio.to_thread(meter.heard, "open")  # each has a connection of its own
         client = await connected(application(CHAT))
         await client.call(request={"messages": []})
 
