@@ -37,6 +37,12 @@ def test_a_machine_that_slept_says_how_long() -> None:
     assert jump.asleep_s == 30
 
 
+def test_a_machine_that_slept_is_seen_though_its_wall_clock_was_set_back() -> None:
+    jump = watch((0, 1000, 0), (1, 1001, 31)).look()
+    assert jump is not None
+    assert (jump.wall_s, jump.asleep_s) == (0, 30)
+
+
 def test_the_real_clocks_keep_together() -> None:
     looked = ClockWatch(clocks)
     assert looked.look() is None

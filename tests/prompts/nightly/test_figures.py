@@ -82,10 +82,11 @@ def test_each_has_its_unit_its_source_and_a_reason_where_it_is_not_known() -> No
 def test_slow_and_failed_requests_are_no_goodput() -> None:
     told = windows()
     for window in told:
-        window.ended = [answer(start_ns=-S), answer(failure="timeout")]
+        slowly = answer(token_ns=tuple(int((0.5 + 0.2 * number) * S) for number in range(5)))
+        window.ended = [answer(start_ns=-S), answer(failure="timeout"), slowly]
     assert found(told)["goodput_per_w"].value == 0.0
-    assert found(told)["failures"].value == 0.5
-    assert found(told)["j_per_question"].value == pytest.approx(3000.0)
+    assert found(told)["failures"].value == pytest.approx(1 / 3)
+    assert found(told)["j_per_question"].value == pytest.approx(1500.0)
 
 
 def test_joules_that_are_not_known_are_not_none() -> None:
