@@ -13,6 +13,7 @@ import typer
 from .cli_ab import NOT_COMPARABLE, Json, Profile, ab
 from .cli_arithmetic import arithmetic
 from .cli_eta import audits, eta
+from .cli_facts import facts
 from .cli_history import history
 from .cli_nightly import nightly
 from .cli_proxy import proxy
@@ -376,6 +377,7 @@ app.command()(ab)
 app.command()(nightly)
 app.command()(history)
 app.command()(arithmetic)
+app.command()(facts)
 
 
 prompts = typer.Typer(help="The tasks and the ways of asking that come with etameter, and your own.")

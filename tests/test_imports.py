@@ -59,11 +59,12 @@ LAYERS: tuple[frozenset[str], ...] = (
             "etameter.top",
         }
         | {"etameter.arithmetic", "etameter.arithmetic_command"}
+        | {"etameter.facts", "etameter.facts_command", "etameter.facts_label"}
         | {"etameter.check_report", "etameter.eta_command", "etameter.own_server", "etameter.audit_command"}
         | {"etameter.branching_command", "etameter.label_command", "etameter.train_command"}
     ),
     frozenset({"etameter.prompts.ab_command", "etameter.prompts.nightly.command", "etameter.prompts.station"}),  # they start a server as the demo does
-    frozenset({"etameter.cli", "etameter.cli_ab", "etameter.cli_eta", "etameter.cli_arithmetic", "etameter.cli_proxy", "etameter.cli_nightly", "etameter.cli_history"}),
+    frozenset({"etameter.cli", "etameter.cli_ab", "etameter.cli_eta", "etameter.cli_arithmetic", "etameter.cli_proxy", "etameter.cli_nightly", "etameter.cli_history", "etameter.cli_facts"}),
     frozenset({"etameter.__main__", "etameter"}),  # the package's own door opens on `inline`
 )
 PURE = frozenset(
