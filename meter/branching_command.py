@@ -10,7 +10,7 @@ from typing import Any, Final
 from .answers import Answer, answers
 from .errors import EtameterError
 from .eta_command import labels_of
-from .slack.branching import Branching, branching, difference, summary
+from .slack.branching import Branching, Gap, Placed, branching, difference, difference_at_like_place, summary
 from .slack.fast import classify
 from .slack.labels import LENIENT_SLACK, OPTIONAL, REQUIRED, Label
 
@@ -64,6 +64,7 @@ def report_of(file: Path) -> dict[str, Any]:
         "arms": {arm: _summary([t for t in tokens if t.arm == arm]) for arm in arms},
         "slack_less_required": _by_group(tokens),
         "slack_less_required_after_first": _by_group([token for token in tokens if not token.first]),
+        "slack_less_required_at_like_place": _at_like_place(tokens),
         "arm_differences": [
             {"arm": one, "less": other, **_difference(_of_arm(tokens, one), _of_arm(tokens, other))}
             for one, other in combinations(arms, 2)
@@ -79,6 +80,14 @@ def _by_group(tokens: Sequence[_Token]) -> dict[str, Any]:
         _by_name([token for token in tokens if token.group in named]),
         _by_name([token for token in tokens if token.group in needed]),
     )
+
+
+def _at_like_place(tokens: Sequence[_Token]) -> dict[str, Any]:
+    found: defaultdict[str, list[Placed]] = defaultdict(list)
+    for token in tokens:
+        of = found[token.name]
+        of.append(Placed(len(of), token.group in {_GROUPS[OPTIONAL], "slack"}, token.branching))
+    return _told_gap(difference_at_like_place(found.values()))
 
 
 def _by_name(tokens: Sequence[_Token]) -> dict[str, list[Branching]]:
@@ -98,7 +107,10 @@ def _of_arm(tokens: Sequence[_Token], arm: str) -> dict[str, list[Branching]]:
 
 
 def _difference(one: Mapping[str, Sequence[Branching]], other: Mapping[str, Sequence[Branching]]) -> dict[str, Any]:
-    found = difference(one, other)
+    return _told_gap(difference(one, other))
+
+
+def _told_gap(found: Gap | None) -> dict[str, Any]:
     return {"difference": None, "half_width": None, "pairs": 0} if found is None else asdict(found)
 
 
@@ -205,6 +217,7 @@ def text_of(found: Mapping[str, Any]) -> str:
         )
     lines.append(f"slack less the rest, within answers: {_gap(found['slack_less_required'])}")
     lines.append(f"the same without each span's first token: {_gap(found['slack_less_required_after_first'])}")
+    lines.append(f"the same at like places of answers: {_gap(found['slack_less_required_at_like_place'])}")
     lines += [
         f"{each['arm']} less {each['less']}, on the same prompts: {_gap(each)}" for each in found["arm_differences"]
     ]

@@ -9,15 +9,19 @@ V − k others.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
+
+import numpy as np
 
 from .task import t95
 
 VOCABULARY: Final = 262_144
 """No fewer tokens than any model is likely to have; the upper bound grows by m for e times as many."""
 LEAST_ANSWERS: Final = 10
+LEAST_TOKENS: Final = 10
+"""Of an answer in which places are compared."""
 _TOLERANCE: Final = 1e-3
 """Probabilities are told as rounded logarithms, so that they may sum to a little more than 1."""
 
@@ -32,6 +36,15 @@ class Branching:
     @property
     def middle(self) -> float:
         return (self.low + self.high) / 2
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A token by its place in its answer."""
+
+    place: int
+    slack: bool
+    branching: Branching
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +112,26 @@ def difference(one: Mapping[str, Sequence[Branching]], other: Mapping[str, Seque
     An answer is one draw: its tokens resemble each other. Only those count that have tokens of both. None where there is none; no interval under ten.
     """
     pairs = [(one[name], other[name]) for name in one if one[name] and other.get(name)]
-    gaps = [_mean(first) - _mean(second) for first, second in pairs]
+    return _gap([_mean(first) - _mean(second) for first, second in pairs])
+
+
+def difference_at_like_place(answers: Iterable[Sequence[Placed]]) -> Gap | None:
+    """As `difference`, of slack less the rest, where H_t also goes with ln(1 + place): least squares within each answer.
+
+    What comes late in an answer is slack more often than what comes early, and a model may be less sure there whatever it says.
+    """
+    gaps = []
+    for tokens in answers:
+        slack = np.array([float(token.slack) for token in tokens])
+        if len(tokens) < LEAST_TOKENS or slack.min() == slack.max():
+            continue
+        known = np.column_stack([np.ones(len(tokens)), slack, np.log1p([token.place for token in tokens])])
+        fitted, *_ = np.linalg.lstsq(known, np.array([token.branching.middle for token in tokens]), rcond=None)
+        gaps.append(float(fitted[1]))
+    return _gap(gaps)
+
+
+def _gap(gaps: Sequence[float]) -> Gap | None:
     if not gaps:
         return None
     mean = math.fsum(gaps) / len(gaps)

@@ -45,6 +45,7 @@ def test_slack_is_told_from_the_rest_and_arms_from_each_other(tmp_path: Path) ->
     assert slack["low"] == slack["high"] == pytest.approx((math.log(4) + math.log(2)) / 2)
     assert found["arms"]["long"]["forced"] == 0.75
     assert found["slack_less_required"]["pairs"] == 24
+    assert found["slack_less_required_at_like_place"]["pairs"] == 0
     assert found["slack_less_required"]["difference"] == pytest.approx(math.log(4) / 2)
     (arms,) = found["arm_differences"]
     assert (arms["arm"], arms["less"], arms["pairs"]) == ("long", "short", 12)
@@ -68,6 +69,21 @@ def test_the_first_token_of_each_span_can_be_left_out(tmp_path: Path) -> None:
     row["logprobs"]["content"][2] = token("It", 50)
     found = report(tmp_path, row)
     assert found["slack_less_required"]["difference"] < found["slack_less_required_after_first"]["difference"]
+
+
+def test_what_comes_late_is_compared_with_what_comes_late(tmp_path: Path) -> None:
+    words = [f"w{place} " for place in range(12)]
+    tokens = [token(word, 2 + place) for place, word in enumerate(words)]
+    text = "".join(words)
+    row = {
+        "prompt": "?",
+        "response": text,
+        "logprobs": {"content": tokens},
+        "spans": [[0, 18, "R"], [18, len(text), "O"]],
+    }
+    found = report(tmp_path, row)
+    assert found["slack_less_required"]["difference"] > 0.5
+    assert abs(found["slack_less_required_at_like_place"]["difference"]) < 0.1
 
 
 def test_tokens_may_split_characters(tmp_path: Path) -> None:
@@ -119,4 +135,4 @@ def test_the_command_prints_it(tmp_path: Path, capsys: pytest.CaptureFixture[str
         assert capsys.readouterr().out.startswith(begins)
     text = text_of(report_of(path))
     assert "slack less the rest, within answers: +1.386 (1 pairs)" in text
-    assert "nothing to compare" not in text
+    assert "the same at like places of answers: nothing to compare" in text, "eight tokens are too few"

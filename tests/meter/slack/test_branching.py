@@ -8,7 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from etameter.slack.branching import VOCABULARY, Branching, Gap, branching, difference, summary
+from etameter.slack.branching import (
+    VOCABULARY,
+    Branching,
+    Gap,
+    Placed,
+    branching,
+    difference,
+    difference_at_like_place,
+    summary,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -73,6 +82,7 @@ def test_a_summary_is_of_all_tokens() -> None:
     found = summary([Branching(0.0, 0.0), Branching(0.0, 0.1), Branching(1.0, 2.0)])
     assert found is not None
     assert (found.tokens, found.forced) == (3, 2 / 3)
+    assert summary([of(0.5)]).forced == 0.0  # type: ignore[union-attr]  # exp ½ is 1.6
     assert (found.low, found.high) == (pytest.approx(1 / 3), pytest.approx(2.1 / 3))
     assert found.median == pytest.approx(math.exp(0.05))
 
@@ -95,3 +105,20 @@ def test_from_ten_answers_on_there_is_an_interval() -> None:
         assert gap.half_width is not None
         held += abs(gap.difference - 0.5) <= gap.half_width
     assert 180 <= held <= 199
+
+
+def test_what_goes_with_the_place_alone_is_no_difference() -> None:
+    rng = np.random.default_rng(2)
+
+    def answer(slack: float) -> list[Placed]:
+        """What is slack comes late; H rises with the place, and by `slack` where it is slack."""
+        late = [rng.random() < place / 60 for place in range(60)]
+        return [Placed(place, said, of(math.log1p(place) + slack * said)) for place, said in enumerate(late)]
+
+    for slack in (0.0, 0.75):
+        gap = difference_at_like_place([answer(slack) for _ in range(12)])
+        assert gap is not None
+        assert gap.difference == pytest.approx(slack)
+        assert gap.pairs == 12
+    alike = [Placed(place, True, of(1.0)) for place in range(60)]
+    assert difference_at_like_place([alike, answer(0.0)[:5]]) is None, "all slack, and too few"
