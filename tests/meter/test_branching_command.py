@@ -73,7 +73,7 @@ def test_the_first_token_of_each_span_can_be_left_out(tmp_path: Path) -> None:
 
 def test_what_comes_late_is_compared_with_what_comes_late(tmp_path: Path) -> None:
     words = [f"w{place} " for place in range(12)]
-    tokens = [token(word, 2 + place) for place, word in enumerate(words)]
+    tokens = [token(word, 1 + place) for place, word in enumerate(words)]
     text = "".join(words)
     row = {
         "prompt": "?",
