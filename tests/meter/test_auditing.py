@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from etameter import auditing as module
-from etameter.auditing import AUDIT, IDLE_S, OLDEST_S, REST_S, TASK_EVERY_S, WAITING_LIMIT, Auditing, Job
+from etameter.auditing import AUDIT, IDLE_S, MOST_ARMS, OLDEST_S, REST_S, TASK_EVERY_S, WAITING_LIMIT, Auditing, Job
 from etameter.config import EtaSection
 
 pytestmark = pytest.mark.unit
@@ -158,6 +158,17 @@ def test_tasks_are_asked_some_times_an_hour_under_the_arms_that_traffic_has() ->
     assert meter.wait(TASK_EVERY_S - 1) == []
     assert meter.wait(1) == ["task"]
     assert meter.said[-1]["seed"] != task["seed"]
+
+
+def test_however_many_arms_are_named_a_task_has_some_of_them() -> None:
+    meter = Meter()
+    for number in range(100):
+        meter.auditing.opened("a", f"arm-{number}")
+    meter.auditing.spent("entrace", PLENTY_J, 1e6)
+    assert meter.wait(TASK_EVERY_S) == ["task"]
+    arms = meter.said[-1]["arms"]
+    assert isinstance(arms, list)
+    assert len(arms) == MOST_ARMS
 
 
 def test_tasks_wait_for_an_idle_server_though_another_judges() -> None:
