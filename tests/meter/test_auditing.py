@@ -164,7 +164,7 @@ def test_however_many_arms_are_named_a_task_has_some_of_them() -> None:
     meter = Meter()
     for number in range(100):
         meter.auditing.opened("a", f"arm-{number}")
-    meter.auditing.spent("entrace", PLENTY_J, 1e6)
+    meter.auditing.spent("entrace", PLENTY_J, 1e9)
     assert meter.wait(TASK_EVERY_S) == ["task"]
     arms = meter.said[-1]["arms"]
     assert isinstance(arms, list)
