@@ -38,6 +38,8 @@ LOOK_S: Final = 5.0
 POLL_S: Final = 0.02
 TOLD_NS: Final = 500_000_000
 """What was spent longer ago than this the counters have told."""
+SILENT_NS: Final = 10_000_000_000
+"""Counters that tell nothing for so long are not late: what was spent is not known."""
 WARM_AT_ONCE: Final = 8
 
 Compare = Callable[[Stint], Coroutine[Any, Any, tuple[Sequence[StageRow], Sequence[Figure]]]]
@@ -84,6 +86,8 @@ class Runner:
     _losses: Losses = field(init=False, default_factory=Losses)
     _began_ns: int = field(init=False, default=0)
     _spent_j: float | None = field(init=False, default=None)
+    _told_ns: int = field(init=False, default=0)
+    """Up to when `_spent_j` is."""
     _warm: bool = field(init=False, default=False)
     _tracked: bool = field(init=False, default=False)
 
@@ -118,9 +122,13 @@ class Runner:
     def _add_up(self) -> None:
         """What the session has taken, as far as the counters have told it. A reset of a counter leaves it unknown from there on."""
         until_ns = time.monotonic_ns() - TOLD_NS
-        if self._began_ns and until_ns > self._began_ns:
-            spent = self.joules.energy_between(self._began_ns, until_ns)
-            self._spent_j = None if spent is None else spent[0]
+        if not self._began_ns or until_ns <= self._began_ns:
+            return
+        spent = self.joules.energy_between(self._began_ns, until_ns)
+        if spent is not None:
+            self._spent_j, self._told_ns = spent[0], until_ns
+        elif until_ns - self._told_ns > SILENT_NS:
+            self._spent_j = None
 
     async def _run(self, todo: Sequence[Stint]) -> None:
         await self._counters_move()

@@ -17,7 +17,8 @@ import pynvml
 import pytest
 from aiohttp import web
 
-from etameter import cli
+from etameter import cli, doctor
+from etameter.findings import Diagnosis
 from etameter.prompts import endpoint
 from etameter.prompts.experiment import Patience
 from etameter.prompts.nightly import beside, command, conditions, journal, keeping, load, night, runner, switchback
@@ -33,12 +34,18 @@ MS = 1_000_000
 QUICK: dict[str, Any] = {"batches": [2], "rates_per_s": [], "arms": [], "window_s": 0.1, "idle_s": 0.1}
 
 
+EXAMINED = command._examined
+GOOD = Diagnosis("0.1.0", can_measure=True, verdict="good", machine=[], gpus=[])
+"""Doctor looks fourteen times; most tests take its word."""
+
+
 @pytest.fixture(autouse=True)
 def _place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ETAMETER_RING_DIR", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(endpoint, "_POLL_S", 0.01)
-    monkeypatch.setattr(command, "DOCTOR_S", 0.03)
+    monkeypatch.setattr(command, "DOCTOR_S", 0.15)
+    monkeypatch.setattr(command, "_examined", lambda counters, _: GOOD if counters else None)
     monkeypatch.setattr(runner, "REST_S", 0.0)
     monkeypatch.setattr(runner, "TOLD_NS", 20 * MS)
     monkeypatch.setattr(load, "BREATH_S", 0.0)
@@ -69,12 +76,13 @@ def nightly(config: Path, *words: str) -> int:
 
 def the_night() -> Night:
     """The last of those that ended."""
-    return night.read(max(path.parent for path in Path("runs").glob("*/run.json")))
+    return night.read(max(Path("runs").glob("*/run.json"), key=lambda path: path.stat().st_mtime_ns).parent)
 
 
 def test_a_night_leaves_its_stages_its_figures_and_how_it_went(
-    board: Board, capsys: pytest.CaptureFixture[str]
+    board: Board, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(command, "_examined", EXAMINED)
     with served() as url:
         assert nightly(bench.configured(Path(), url, **QUICK, prefix_cache="as-served"), "--json") == 0
     told = json.loads(capsys.readouterr().out)
@@ -95,6 +103,7 @@ def test_a_night_leaves_its_stages_its_figures_and_how_it_went(
     passed_s = (whole.stages[-1].end_ns - whole.stages[0].start_ns) * 1e-9
     assert run.energy_j == pytest.approx(300.0 * passed_s, rel=0.2)
     assert run.details["doctor"][0]["can_measure"]
+    assert {check["name"] for check in run.details["doctor"][0]["gpus"][0]["checks"]} >= {"counter", "update_period"}
     head = json.loads((Path("runs") / run.run_id / night.JOURNAL_FILE).read_text().splitlines()[0])
     assert (head["run_id"], head["config_hash"]) == (run.run_id, run.config_hash)
 
@@ -166,6 +175,17 @@ def test_a_missing_gpu_ends_recorded(board: Board, capsys: pytest.CaptureFixture
     assert (run.status, run.exit_code, run.source) == ("failed", 2, None)
     assert "driver isn't running" in run.reason
     assert "make nvidia-smi work first" in capsys.readouterr().out.lower()
+
+
+def test_a_counter_that_stands_still_ends_recorded(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "_examined", EXAMINED)
+    monkeypatch.setattr(doctor, "EDGE_WAIT_S", 0.1)
+    board.freeze(Call.ENERGY, 0)
+    with served() as url:
+        assert nightly(bench.configured(Path(), url, **QUICK)) == 2
+    run = the_night().run
+    assert (run.status, run.exit_code) == ("failed", 2)
+    assert "stands still" in run.reason
 
 
 def test_a_gpu_that_falls_off_the_bus_ends_recorded(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from etameter.prompts.nightly import beside, command, load, runner, switchback
 
 if __name__ == "__main__":
     endpoint._POLL_S = 0.01
-    command.DOCTOR_S = 0.03
+    command.DOCTOR_S = 0.2
     runner.REST_S = 0.0  # type: ignore[misc]
     load.BREATH_S = 0.0  # type: ignore[misc]
     switchback.SHORT = Patience(0.1, 0.0, 0.1, 1.0)
