@@ -16,6 +16,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,7 @@ from typing import Any
 import pytest
 
 from etameter.serving import launch, ports
+from tests.forms import FORMS, ask
 from tests.serving.processes import wait_until, with_environment
 from tests.simnvml.board import Board, Call
 
@@ -325,6 +327,13 @@ def _ask(port: int) -> dict[str, Any]:
         return dict(json.load(response))
 
 
+def _running(meter_port: int) -> bool:
+    """Whether the meter knows of a request that goes on."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{meter_port}/events", timeout=10.0) as events:
+        told = next(line for line in events if line.startswith(b"data: "))
+    return bool(json.loads(told.removeprefix(b"data: "))["running"])
+
+
 def _said(path: Path, text: str) -> Callable[[], bool]:
     return lambda: text in path.read_text(errors="replace")
 
@@ -333,6 +342,7 @@ def test_serving_outlives_its_meter_and_ends_with_ctrl_c(place: Place, model_dir
     del place.environment["PYTHONPATH"]
     command = ["serve", str(model_dir), "--simulate-gpu", "h100", "--host", "127.0.0.1", "--port", str(place.port)]
     command += ["--meter-port", str(place.meter_port), "--served-model-name", "small", "--enforce-eager"]
+    command += ["--shutdown-timeout", "30"]
     log = place.path / "log"
     with log.open("w") as output:
         serve = subprocess.Popen(
@@ -346,9 +356,12 @@ def test_serving_outlives_its_meter_and_ends_with_ctrl_c(place: Place, model_dir
         # on a busy machine a figure may come too late for its response
         wait_until(lambda: (_ask(place.port)["energy"] or {}).get("source") == "simulated", 30.0)
 
+        url = f"http://127.0.0.1:{place.port}"
+        before = ask(url, FORMS["chat"], stream=True)
         os.kill(int((place.path / "run" / "meter.lock").read_text()), signal.SIGKILL)
-        away = _ask(place.port)
-        assert (away["energy"], away["energy_reason"]) == (None, "meter_away")
+        away = ask(url, FORMS["chat"], stream=True)
+        assert (away.energy, away.objects[-1]["energy_reason"]) == (None, "meter_away")
+        assert away.own == before.own
         wait_until(_said(log, "the meter started again"), 30.0)
         wait_until(lambda: _ask(place.port)["energy"] is not None, 30.0)
 
@@ -358,6 +371,14 @@ def test_serving_outlives_its_meter_and_ends_with_ctrl_c(place: Place, model_dir
         assert len(report["requests"]) == 16
         assert all(request["energy"]["settled"] for request in report["requests"])
         assert any(request["correct"] for request in report["requests"])
+        with ThreadPoolExecutor(1) as pool:
+            path, question = FORMS["chat"]
+            long = pool.submit(ask, url, (path, question | {"max_tokens": 60, "ignore_eos": True}), stream=True)
+            wait_until(lambda: _running(place.meter_port), 30.0)
+            serve.send_signal(signal.SIGINT)
+            ended = long.result()
+        assert ended.objects[-1]["usage"]["completion_tokens"] == 60
+        assert ended.energy or ended.objects[-1]["energy_reason"] == "meter_late"  # the meter was there still
     finally:
         serve.send_signal(signal.SIGINT)
         assert serve.wait(60.0) == 130
