@@ -20,7 +20,7 @@ class Tap:
     first_ns: int | None = None
     """When the first question came; asking for the server's health or models is none."""
     last_ns: int | None = None
-    """When the last of any answer passed since then."""
+    """When the last of any answer passed."""
     questions: int = 0
 
 
@@ -67,8 +67,7 @@ async def _questions(reader: asyncio.StreamReader, writer: asyncio.StreamWriter,
 
 async def _answers(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, tap: Tap) -> None:
     while chunk := await reader.read(_CHUNK_BYTES):
-        if tap.first_ns is not None:
-            tap.last_ns = time.monotonic_ns()
+        tap.last_ns = time.monotonic_ns()
         writer.write(chunk)
         await writer.drain()
     writer.close()

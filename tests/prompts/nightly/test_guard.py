@@ -94,7 +94,9 @@ def test_a_guard_does_not_listen_to_signals(board: Board) -> None:
         os.kill(guard, signal.SIGINT)
         time.sleep(0.1)
         assert limits(board)[0] == (300_000, 0)
-        assert Path(f"/proc/{guard}").exists()
+        assert Path(f"/proc/{guard}/stat").read_text().rpartition(")")[2].split()[0] == "S", (
+            "it waits, and is no zombie"
+        )
     assert limits(board) == FREE
 
 
