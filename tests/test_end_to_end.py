@@ -275,8 +275,8 @@ def test_each_form_has_its_energy_or_says_why_not_and_is_the_servers_own_else(
     assert untold.own == told.own
     assert told.body.endswith(b"data: [DONE]\n\n" if stream else b"}")
     if form == "chat, a tool's call":
-        said = [choice.get("delta") or choice.get("message") for each in told.objects for choice in each["choices"]]
-        called = [call["function"].get("name") for each in said for call in each.get("tool_calls", ())]
+        said = [choice.get("delta", choice.get("message")) for each in told.objects for choice in each["choices"]]
+        called = [call["function"].get("name") for each in said for call in each.get("tool_calls") or ()]
         assert "paint" in called, said
 
 
