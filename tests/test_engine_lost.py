@@ -103,7 +103,7 @@ def test_reasoning_is_among_what_the_energy_is_for(metered: Metered, stream: boo
     check_sum(metered, told)
     with stopped(metered.meter):
         assert ask(metered.server.url, form, stream=stream).own == told.own
-    said = [choice.get("delta") or choice.get("message") for each in told.objects for choice in each["choices"]]
+    said = [choice.get("delta", choice.get("message")) for each in told.objects for choice in each["choices"]]
     assert any(each.get("reasoning") for each in said)
     assert any(each.get("content") for each in said)
 

@@ -168,8 +168,8 @@ def test_preempted_requests_pay_for_their_recomputation(small_cache: Engine) -> 
 def test_it_is_the_least_important_request_that_is_pushed_out_and_pays_for_it(small_cache: Engine) -> None:
     from vllm import SamplingParams
 
-    prompts = [f"{i}! {STORY * 13}" for i in range(3)]
-    sampling = SamplingParams(temperature=0, max_tokens=150, ignore_eos=True)
+    prompts = [f"{i}! {STORY * 20}" for i in range(3)]
+    sampling = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True)
     outputs = small_cache.llm.generate(prompts, sampling, use_tqdm=False, priority=[2, 0, 1])
     of = {account.request_id.partition("-")[0]: account for account in small_cache.taken()}
     results = [(output, of[output.request_id.partition("-")[0]]) for output in outputs]
