@@ -145,6 +145,31 @@ def eta_branching(
     return 0
 
 
+@eta.command("context")
+def eta_context(
+    file: Annotated[
+        Path, typer.Argument(help='Prompts: JSON lines of {"id", "context": [pieces], "prompt", "checker"}.')
+    ],
+    url: Annotated[
+        str, typer.Option(help="The server that is asked, under the arm `audit`.")
+    ] = "http://127.0.0.1:8000",
+    model: Annotated[str | None, typer.Option(metavar="NAME", help="By default the server's first model.")] = None,
+    as_json: Json = False,
+) -> int:
+    """Find out which pieces of a context (retrieved passages, earlier turns) a correct answer needed, and what the rest took.
+
+    The model is asked again without some of them, at most 48 times a prompt. Joules are those of the server's meter, without its prefix cache.
+    """
+    import asyncio
+    import json
+
+    from .prompts import context
+
+    found = asyncio.run(context.look(file, url, model))
+    print("\n".join(json.dumps(context.as_row(each)) for each in found) if as_json else context.summary(found))
+    return 0
+
+
 def audits(
     url: Annotated[str, typer.Option(help="The served model, started with etameter.")] = "http://127.0.0.1:8000",
     socket: Annotated[Path | None, typer.Option(metavar="FILE", help="Socket of the meter.")] = None,
