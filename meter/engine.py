@@ -79,12 +79,13 @@ class Engine:
             self._open_ring(now_ns)
         if self._reader is None:
             return
+        is_gone = self._reader.replaced() or self._reader.abandoned()  # before its last words are read: after, there could be more
         try:
             self.accounts.steps(self._reader.poll(), now_ns)
         except ValueError as error:  # a writer that is not ours has put nonsense into the ring
             logger.warning("the ring %s can't be understood: %s", self.ring, error)
             self._lose(now_ns)
-        if self._reader.replaced() or self._reader.abandoned():
+        if is_gone:
             self._lose(now_ns)
         if self._reader.replaced() and self.is_over(now_ns, ENGINE_CHANGE_WAIT_NS):
             self._reader.close()

@@ -15,10 +15,12 @@ from pathlib import Path
 import pynvml
 import pytest
 
+from etameter.accounts import Accounts
 from etameter.devices import Device, gpus_of
+from etameter.engine import Engine
 from etameter.errors import EngineError
 from etameter.ledger import Ledger
-from etameter.serving.ring import RingHeader, RingWriter
+from etameter.serving.ring import Record, RingHeader, RingReader, RingWriter, boot_id
 from tests.meter.test_daemon import Meter, lit_board, running, serve_one, until
 from tests.meter.test_faults import assert_sound, settled, unassigned_j
 from tests.simnvml.board import Board, Call
@@ -241,6 +243,31 @@ def test_a_gpu_of_a_living_engine_is_not_given_to_another_until_that_one_is_gone
             f"{tmp_path}/b.ring is ignored while the engine of {tmp_path}/a.ring lives: it works on {board.uuid(0)} too"
         )
         assert said.count(refused) == said.count("is ignored") == 1
+
+
+def test_the_last_words_of_an_engine_that_ends_while_it_is_read_are_heard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    board = Device("board", "simulated", "simulated", "H100")
+    ring = RingWriter(tmp_path / "ring", engine="a", model="m", dtype="d")
+    poll, last_words = RingReader.poll, [True]
+
+    def and_then_it_ends(reader: RingReader) -> list[Record]:
+        told = poll(reader)
+        if last_words and last_words.pop():
+            ring.done(1, time.monotonic_ns())
+            ring.finish(number, time.monotonic_ns(), 1, "stop")
+            ring.close()
+        return told
+
+    number = ring.open_request("r", prompt_tokens=4, arrival_ns=time.monotonic_ns())
+    ring.dispatch(1, time.monotonic_ns(), [(number, 4, 0, 0, 0, 0, 0, 0, 0)])
+    monkeypatch.setattr(RingReader, "poll", and_then_it_ends)
+    reader = Engine(ring.path, partial(Accounts, [board], boot_id()), Ledger(tmp_path / "ledger.db"), [])
+    for _ in range(2):
+        reader.read(time.monotonic_ns())
+    [request] = reader.accounts.running(1)
+    assert (request.first_token_s is None, request.output_tokens) == (False, 1)
 
 
 def test_gpus_change_hands_while_the_driver_tells_nothing_but_energy(tmp_path: Path) -> None:
