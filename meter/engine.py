@@ -79,7 +79,8 @@ class Engine:
             self._open_ring(now_ns)
         if self._reader is None:
             return
-        is_gone = self._reader.replaced() or self._reader.abandoned()  # before its last words are read: after, there could be more
+        # Looked at first: who has ended by now has said all that is read below.
+        is_gone = self._reader.replaced() or self._reader.abandoned()
         try:
             self.accounts.steps(self._reader.poll(), now_ns)
         except ValueError as error:  # a writer that is not ours has put nonsense into the ring
