@@ -75,8 +75,11 @@ async def crowd(
     receipts: list[str | None] = []
     with_energy: list[bool] = []
     asking = [ask(port, end_s, receipts, with_energy) for _ in range(CLIENTS)]
-    held, *_ = await asyncio.gather(watched(pids, end_s), *asking)
-    return receipts, with_energy, held
+    async with asyncio.TaskGroup() as group:
+        watching = group.create_task(watched(pids, end_s))
+        for each in asking:
+            group.create_task(each)
+    return receipts, with_energy, watching.result()
 
 
 def settled(ledger: Path) -> Counter[str]:

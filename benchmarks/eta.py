@@ -23,10 +23,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.labelled import Answer, load
+from benchmarks.labelled import load
 from benchmarks.report import Goal, finish
 from etameter.slack.eta import fast_eta
 from etameter.slack.fast import Labelled, Model, classify, label_all
+from etameter.slack.labelled import Answer
 from etameter.slack.labels import LABELS, LENIENT_SLACK, NAMES, STRICT_SLACK, UNTOLD
 from etameter.slack.lexical import lexical
 from etameter.slack.segment import segment

@@ -46,7 +46,7 @@ MISFITS: Final[Mapping[str, Noise]] = {
 def ours(values: Array, series: int) -> Mask:
     """(histories,) whether the last night raises an alarm, of a change for the worse or the better, held to so many series (at Holm's first step)."""
     found = shift(values, np.full(values.shape[-1], ERROR))
-    return (found.p <= 1 / NIGHTS_PER_FALSE_ALARM / series) & (np.abs(np.expm1(found.log)) >= MATTERS)
+    return np.asarray((found.p <= 1 / NIGHTS_PER_FALSE_ALARM / series) & (np.abs(np.expm1(found.log)) >= MATTERS))
 
 
 def three_deviations(values: Array) -> Mask:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import typer
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from etameter.arithmetic import INPUTS, WHAT_IF, recompute, report
@@ -66,7 +67,7 @@ def config() -> str:
         f"From the command line, else the environment, else `{CONFIG_FILE}` in the working directory, else the default.\n",
         "An unknown section or key is an error, wherever it stands.\n",
     ]
-    sections = {
+    sections: dict[str, type[BaseModel]] = {
         "meter": MeterSection,
         "serve": ServeSection,
         "eta": EtaSection,
@@ -185,12 +186,12 @@ def arithmetic() -> str:
         "# The documents' arithmetic, in the open\n",
         (
             "etameter was made from three documents that reckon with energy, tokens and money. `etameter arithmetic` recomputes what they say from named inputs; "
-            "`--set NAME=VALUE` replaces an input by your own, `--measured RUN` those that a run of `etameter ab` measures, and simulated joules then say so in every cell "
-            "that they reach. On this page all inputs are as the documents give them.\n"
+            "`--set NAME=VALUE` replaces an input by your own, `--measured RUN` those that a run of `etameter ab` or `etameter nightly` measures, and simulated joules then say so in every cell "
+            "that they reach. `--html FILE` writes a page with plots. On this page all inputs are as the documents give them.\n"
         ),
         (
             "A claim is *consistent* where it is at most 0.5 % from what follows from its inputs, *rounded* to 5 %, *inconsistent* beyond that, and *impossible* where no value "
-            "of its free inputs could give it. A range holds where the value lies in it. Verdicts are computed. A dash: nothing is printed, or nothing was measured.\n"
+            "of its free inputs could give it. A range holds where the value lies in it, and any claim that a measured interval reaches. Verdicts are computed. A dash: nothing is printed, or nothing was measured.\n"
         ),
     ]
     for document, title in TITLES.items():
@@ -216,14 +217,14 @@ def arithmetic() -> str:
             report.DASH if each.value is None else figure(each.value),
             report.named(each.unit),
             each.meaning,
-            each.origin,
+            report.came_from(each),
         )
         for name, each in INPUTS.items()
     )
     parts += [
         _table(("of", "input", "from", "outcome"), bars),
         "## Inputs\n",
-        "From: a `document`; a `constant` of nature or a data sheet; `estimated` by fits of public recordings; an `example` where no document gives one.\n",
+        "From: a `document`; a `constant` of nature or a data sheet; `estimated` by fits of public recordings; an `example` where no document gives one; or `a run`, without which there is none.\n",
         _table(("input", "value", "unit", "what", "from"), inputs),
     ]
     return "\n".join(parts)

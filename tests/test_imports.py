@@ -17,7 +17,9 @@ PACKAGES = {
 
 # From the bottom up. A module may import what stands below it, and its neighbours as long as there is no circle.
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"etameter.backlog", "etameter.errors", "etameter.records", "etameter.config", "etameter.nightly_section"}),
+    frozenset(
+        {"etameter.backlog", "etameter.errors", "etameter.records", "etameter.config", "etameter.nightly_section"}
+    ),
     frozenset({"etameter.serving.frames", "etameter.serving.ring"}),  # the format of the stream, which both sides share
     frozenset(
         {
@@ -63,8 +65,21 @@ LAYERS: tuple[frozenset[str], ...] = (
         | {"etameter.check_report", "etameter.eta_command", "etameter.own_server", "etameter.audit_command"}
         | {"etameter.branching_command", "etameter.label_command", "etameter.train_command"}
     ),
-    frozenset({"etameter.prompts.ab_command", "etameter.prompts.nightly.command", "etameter.prompts.station"}),  # they start a server as the demo does
-    frozenset({"etameter.cli", "etameter.cli_ab", "etameter.cli_eta", "etameter.cli_arithmetic", "etameter.cli_proxy", "etameter.cli_nightly", "etameter.cli_history", "etameter.cli_facts"}),
+    frozenset(
+        {"etameter.prompts.ab_command", "etameter.prompts.nightly.command", "etameter.prompts.station"}
+    ),  # they start a server as the demo does
+    frozenset(
+        {
+            "etameter.cli",
+            "etameter.cli_ab",
+            "etameter.cli_eta",
+            "etameter.cli_arithmetic",
+            "etameter.cli_proxy",
+            "etameter.cli_nightly",
+            "etameter.cli_history",
+            "etameter.cli_facts",
+        }
+    ),
     frozenset({"etameter.__main__", "etameter"}),  # the package's own door opens on `inline`
 )
 PURE = frozenset(
@@ -90,6 +105,7 @@ PURE = frozenset(
         "steps",
     }
     | {"arithmetic", "arithmetic.constraint", "arithmetic.formulas", "arithmetic.inference", "arithmetic.measured"}
+    | {"arithmetic.economics", "arithmetic.page"}
     | {"arithmetic.machine", "arithmetic.photons", "arithmetic.report", "arithmetic.rows", "units"}
     | {"timeline", "work", "export.figures", "export.live", "export.traces"}
     | {
@@ -102,7 +118,13 @@ PURE = frozenset(
     }
     | {"prompts.sentences", "prompts.side_by_side", "prompts.stats", "prompts.verdict"}
     | {"prompts.nightly.estimates", "prompts.nightly.figures", "prompts.nightly.steady", "prompts.nightly.windows"}
-    | {"prompts.nightly.metrics", "prompts.nightly.rows", "prompts.nightly.noise", "prompts.nightly.shift", "prompts.nightly.verdict"}
+    | {
+        "prompts.nightly.metrics",
+        "prompts.nightly.rows",
+        "prompts.nightly.noise",
+        "prompts.nightly.shift",
+        "prompts.nightly.verdict",
+    }
 )
 OUTSIDE = frozenset(
     {"aiohttp", "asyncio", "io", "logging", "mmap", "multiprocessing", "os", "pathlib", "random", "socket", "sqlite3"}

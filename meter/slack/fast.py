@@ -75,9 +75,7 @@ def parse(text: str) -> Model:
     """Of the data file's text. Raises EtameterError where it was made for other features than these."""
     data = json.loads(text)
     if data["features"] != list(NAMES) or data["classes"] != list(CLASSES):
-        raise EtameterError(
-            "these weights were made for other features", "make them anew with etameter eta train"
-        )
+        raise EtameterError("these weights were made for other features", "make them anew with etameter eta train")
     return Model(np.array(data["weights"]), data["thresholds"], data["slack_threshold"], data["scale"], data["shift"])
 
 

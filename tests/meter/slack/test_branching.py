@@ -82,8 +82,11 @@ def test_a_summary_is_of_all_tokens() -> None:
     found = summary([Branching(0.0, 0.0), Branching(0.0, 0.1), Branching(1.0, 2.0)])
     assert found is not None
     assert (found.tokens, found.forced) == (3, 2 / 3)
-    assert summary([of(0.5)]).forced == 0.0  # type: ignore[union-attr]  # exp ½ is 1.6
-    assert (found.low, found.high) == (pytest.approx(1 / 3), pytest.approx(2.1 / 3))
+    half = summary([of(0.5)])
+    assert half is not None
+    assert half.forced == 0.0, "exp ½ is 1.6"
+    assert found.low == pytest.approx(1 / 3)
+    assert found.high == pytest.approx(2.1 / 3)
     assert found.median == pytest.approx(math.exp(0.05))
 
 
