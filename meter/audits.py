@@ -15,6 +15,7 @@ from typing import Any, Final, Literal, Protocol
 from etameter.auditing import Job, Kind, Sampled
 from etameter.backlog import Backlog
 from etameter.classifier import Classifier
+from etameter.export.receipts import is_measured
 from etameter.ledger import Ledger, RequestRow
 from etameter.readings import Checked, Judged
 from etameter.records import Source, weakest
@@ -174,7 +175,7 @@ class Audits:
             self.backlog.add(reading)
 
     def _close(self, found: _Open, rows: Sequence[RequestRow], took: Sequence[RequestRow]) -> None:
-        energy_j = sum(row.energy.energy_j for row in took) if took else None
+        energy_j = sum(row.energy.energy_j for row in took) if took and all(map(is_measured, took)) else None
         sources = frozenset(row.energy.source for row in took) or frozenset(row.energy.source for row in rows)
         if not took and found.elsewhere is not None:
             energy_j, source = found.elsewhere

@@ -215,14 +215,18 @@ class Metrics:
         energy_j: float | None,
         source: Source,
     ) -> None:
-        """An audit of `arm` was made and took `energy_j`, which is settled, or isn't known where another server judged."""
+        """An audit of `arm` was made and took `energy_j`, which is settled, or isn't known: another server judged, or the counter told nothing.
+
+        Answers count with their joules, or not at all.
+        """
         assert outcome in AUDITS[kind], f"{outcome} can't come of {kind}"
         of = *self._group(model, arm), source
         with self.together:
             for each in AUDITS[kind]:
                 self._registry.add(slack.AUDITS_DONE, each == outcome, kind, each, *of)
-            if energy_j is not None:
-                self._registry.add(slack.AUDIT_ENERGY, energy_j, kind, *of)
+            if energy_j is None:
+                return
+            self._registry.add(slack.AUDIT_ENERGY, energy_j, kind, *of)
             if kind == "task":
                 self._registry.add(slack.AUDIT_ANSWERS, outcome != "failed", *of)
                 self._registry.add(slack.AUDIT_CORRECT, outcome == "correct", *of)

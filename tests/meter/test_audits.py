@@ -191,6 +191,14 @@ def test_answers_to_tasks_count_under_the_arm_that_they_were_asked_for(tmp_path:
     ]
 
 
+def test_what_an_answer_took_while_nobody_could_meter_it_is_not_known(tmp_path: Path) -> None:
+    unmetered = of_judge(JUDGES[0], 1)
+    unmetered = replace(unmetered, energy=replace(unmetered.energy, prompt_j=0.0, output_j=0.0))
+    asked = answer(receipts=list(JUDGES))
+    told, _ = audited(tmp_path, [unmetered, of_judge(JUDGES[1], 2)], (Job(0, None), {"answers": [asked]}))
+    assert told.audits == [("m", "entrace", "task", "correct", None, "measured")]
+
+
 def test_what_was_audited_before_is_known_again(tmp_path: Path) -> None:
     deep = Reading(RECEIPT, 0.8, (0.6, 0.8), 0.1, "deep", None, {"required": 0.5}, "tokens", 0.5, 0.75)
     fast = Reading(RECEIPT, 0.9, (0.5, 0.9), 0.0, "fast", None, {"meta": 0.1})

@@ -109,14 +109,14 @@ AUDIT_ANSWERS = Declaration(
     "counter",
     "answers",
     ("model_name", "arm", "source"),
-    "Answers to tasks that were checked.",
+    "Answers to tasks that were checked, of which it is known what they took.",
 )
 AUDIT_CORRECT = Declaration(
     "etameter_audit_correct_answers_total",
     "counter",
     "answers",
     ("model_name", "arm", "source"),
-    'Answers to tasks that their checkers found to be correct: what to divide etameter_audit_joules_total{kind="task"} by.',
+    'Of `etameter_audit_answers_total`, those that their checkers found to be correct: what to divide etameter_audit_joules_total{kind="task"} by.',
 )
 RELIABILITY = Declaration(
     "etameter_eta_reliability",

@@ -530,6 +530,10 @@ def test_audits_are_counted_by_what_came_of_them(clock: _Clock) -> None:
     assert _value(metrics, "etameter_audit_joules_total", kind="deep", **of) == 4.0
     assert _value(metrics, "etameter_audit_answers_total", **of) == 3.0
     assert _value(metrics, "etameter_audit_correct_answers_total", **of) == 2.0
+    metrics.audited("m", "entrace", kind="task", outcome="correct", energy_j=None, source="measured")
+    assert _value(metrics, "etameter_audits_total", kind="task", outcome="correct", **of) == 3.0
+    assert _value(metrics, "etameter_audit_answers_total", **of) == 3.0, "with its joules, or not at all"
+    assert _value(metrics, "etameter_audit_correct_answers_total", **of) == 2.0
 
 
 def test_a_rate_sees_the_first_correct_answer(clock: _Clock) -> None:
