@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from typing import Any, Final
 from etameter.nightly_section import Tool
 from etameter.prompts.endpoint import Endpoint
 from etameter.records import Source
+from etameter.serving import bench_serve, cpu_engine
 
 from . import meter_page
 from .estimates import Estimate
@@ -51,17 +53,25 @@ class CantMake(Exception):
     """A tool made no load: why. The night goes on."""
 
 
-def installed(tool: Tool) -> str | None:
-    """Where its program is."""
-    return shutil.which(_PROGRAMS[tool])
+def installed(tool: Tool) -> tuple[str, ...] | None:
+    """How its program is called; None where there is none."""
+    found = shutil.which(_PROGRAMS[tool])
+    if found is None:
+        return None
+    beside_us = Path(found).parent == Path(sys.executable).parent
+    if tool == "vllm" and beside_us and (cpu_engine.installed_version() or "").endswith("cpu"):
+        return sys.executable, "-m", bench_serve.__name__
+    return (found,)
 
 
-def command(tool: Tool, program: str, url: str, served: Served, requests: int, seed: int, folder: Path) -> list[str]:
+def command(
+    tool: Tool, program: Sequence[str], url: str, served: Served, requests: int, seed: int, folder: Path
+) -> list[str]:
     """How it is called: so many requests, eight at once, prompts and answers of 128 tokens each."""
     match tool:
         case "vllm":
             return [
-                *(program, "bench", "serve", "--backend", "openai-chat", "--base-url", url),
+                *(*program, "bench", "serve", "--backend", "openai-chat", "--base-url", url),
                 *("--endpoint", "/v1/chat/completions", "--model", served.model, "--tokenizer", served.tokenizer),
                 *("--dataset-name", "random", "--random-input-len", str(PROMPT_TOKENS)),
                 *("--random-output-len", str(OUTPUT_TOKENS), "--ignore-eos", "--seed", str(seed)),
@@ -71,7 +81,7 @@ def command(tool: Tool, program: str, url: str, served: Served, requests: int, s
             ]
         case "guidellm":
             return [
-                *(program, "run", "--backend", f"kind=openai_http,target={url},model={served.model}"),
+                *(*program, "run", "--backend", f"kind=openai_http,target={url},model={served.model}"),
                 *("--profile", f"kind=concurrent,streams={AT_ONCE}"),
                 *("--constraint", f"kind=max_requests,count={requests}"),
                 *("--data", f"kind=synthetic_text,prompt_tokens={PROMPT_TOKENS},output_tokens={OUTPUT_TOKENS}"),
@@ -79,7 +89,7 @@ def command(tool: Tool, program: str, url: str, served: Served, requests: int, s
             ]
         case "aiperf":
             return [
-                *(program, "profile", "--model", served.model, "--tokenizer", served.tokenizer, "--url", url),
+                *(*program, "profile", "--model", served.model, "--tokenizer", served.tokenizer, "--url", url),
                 *("--endpoint-type", "chat", "--streaming", "--concurrency", str(AT_ONCE)),
                 *("--request-count", str(requests), "--isl", str(PROMPT_TOKENS), "--osl", str(OUTPUT_TOKENS)),
                 *("--random-seed", str(seed), "--ui", "none", "--output-artifact-dir", str(folder)),

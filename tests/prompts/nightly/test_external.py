@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -74,8 +75,6 @@ def made(tmp_path: Path, upstream: Upstream | None = None) -> tuple[Window, dict
 
 
 def test_the_window_is_from_the_first_question_to_the_last_answer(put: Callable[[str], None], tmp_path: Path) -> None:
-    import sys
-
     put(TOOL.format(python=sys.executable, body=json.dumps(BODY)))
     upstream = Upstream(ab_bench.says)
     window, told = made(tmp_path, upstream)
@@ -123,9 +122,22 @@ def test_a_tool_that_is_not_installed_is_none(tmp_path: Path, monkeypatch: pytes
     assert {figure.reason for figure in external.nothing("s", "not installed", "simulated")} == {"not installed"}
 
 
+def test_a_vllm_for_cpus_is_called_past_its_own_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "vllm"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert external.installed("vllm") == (str(program),)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setattr(external.cpu_engine, "installed_version", lambda: "0.32.0+cpu")
+    assert external.installed("vllm") == (str(tmp_path / "python"), "-m", "etameter.serving.bench_serve")
+    monkeypatch.setattr(external.cpu_engine, "installed_version", lambda: "0.33.0")
+    assert external.installed("vllm") == (str(program),)
+
+
 @pytest.mark.parametrize("tool", ["vllm", "guidellm", "aiperf"])
 def test_each_tool_is_told_whom_to_ask_and_how_much(tool: Any, tmp_path: Path) -> None:
-    words = external.command(tool, f"/bin/{tool}", "http://127.0.0.1:1", Served("m", "/t"), 7, 5, tmp_path)
+    words = external.command(tool, [f"/bin/{tool}"], "http://127.0.0.1:1", Served("m", "/t"), 7, 5, tmp_path)
     line = " ".join(words)
     assert words[0] == f"/bin/{tool}"
     assert all(part in line for part in ("http://127.0.0.1:1", "7", "128", "8", "m", str(tmp_path)))

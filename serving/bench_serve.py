@@ -1,0 +1,22 @@
+"""`vllm bench serve` where vLLM is installed under another name: its program looks for a distribution called vllm, and that of the build for CPUs is called otherwise.
+
+python -m etameter.serving.bench_serve bench serve …
+"""
+
+import importlib.metadata
+
+from . import cpu_engine
+
+
+def main() -> None:
+    """Raises SystemExit, as vLLM's own program."""
+    known = importlib.metadata.version
+    installed = cpu_engine.installed_version()
+    importlib.metadata.version = lambda name: installed or known(name) if name == "vllm" else known(name)
+    from vllm.entrypoints.cli.main import main as program
+
+    program()
+
+
+if __name__ == "__main__":
+    main()
