@@ -144,6 +144,9 @@ def report(found: Mapping[str, Any]) -> str:
             cells = (_cell(scores[key]) for key in ("precision", "recall", "f1", "mcc"))
             lines.append(f"{name:26} {'  '.join(cells)}")
     lines.append(f"{'slack without category, X':26} {_cell(found['slack_without_category'])}")
+    for view, error in (("lenient", found["calibration_lenient"]), ("strict", found["calibration_strict"])):
+        if error is not None:
+            lines.append(f"calibration error, {view:8} {_cell(error).strip()}")
     for view in ("strict", "lenient"):
         eta = found[f"eta_{view}"]
         if eta["responses"]:

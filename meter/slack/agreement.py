@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from .labels import LABELS, LENIENT_SLACK, NAMES, UNTOLD, Label, Untold
 
 _UNLABELLED: Final = -1
+_BINS: Final = 10
 _PLACES: Final[dict[str | None, int]] = {label: place for place, label in enumerate((*LABELS, UNTOLD))}
 _SLACK: Final = [_PLACES[label] for label in LENIENT_SLACK]
 _REQUIRED: Final = _PLACES["R"]
@@ -80,6 +81,8 @@ def agreement(responses: Sequence[Scored]) -> dict[str, Any]:
         "slack_lenient": _scores(named | (p_slack > 0.5), lenient),
         "slack_strict": _scores(p_required < 0.5, strict) if told else None,
         "unclassified": float(np.isnan(p_slack).mean()) if len(p_slack) else None,
+        "calibration_lenient": _calibration_error(p_slack, lenient),
+        "calibration_strict": _calibration_error(p_required, ~strict),
         "slack_without_category": _scores(label == _PLACES[UNTOLD], lenient)["precision"],
         "categories": {NAMES[each]: _scores(label == _PLACES[each], truth == _PLACES[each]) for each in LABELS},
         "eta_strict": _of_eta([(each.eta_strict, _eta(each, _REQUIRED)) for each in responses]),
@@ -173,6 +176,17 @@ def _scores(named: Bools, there: Bools) -> dict[str, float | None]:
         "f1": 2 * right / (said + all_) if said + all_ else None,
         "mcc": _correlation(named.astype(float), there.astype(float)),
     }
+
+
+def _calibration_error(said: Floats, true: Bools) -> float | None:
+    """Mean distance of what is said from how often it holds, over ten equal bins, by character (ECE); None where nothing is said."""
+    known = ~np.isnan(said)
+    if not known.any():
+        return None
+    said, holds = said[known], true[known].astype(float)
+    place = np.minimum((said * _BINS).astype(np.int64), _BINS - 1)
+    gaps = np.abs(np.bincount(place, said, _BINS) - np.bincount(place, holds, _BINS))
+    return float(gaps.sum() / len(said))
 
 
 def _correlation(one: Floats, other: Floats) -> float | None:

@@ -33,6 +33,8 @@ def test_what_agrees_in_part() -> None:
     assert found["slack_strict"]["recall"] == pytest.approx(2 / 4)
     assert found["unclassified"] == 0.0  # ½ says that it is not known which: nothing is left out
     assert found["slack_without_category"] == 0.0
+    assert found["calibration_lenient"] == pytest.approx(1 / 7)  # of three said to be slack two are, of two halves one
+    assert found["calibration_strict"] == pytest.approx(2 / 7)
     assert found["categories"]["preamble"]["f1"] == 1.0
     assert found["categories"]["closing"]["precision"] is None
     assert found["categories"]["junk"]["precision"] is None
@@ -47,6 +49,7 @@ def test_what_agrees_in_part() -> None:
 
 def test_probability_names_slack_where_no_label_does() -> None:
     found = agreement([response(Said(0, 2, None, None, 0.6), Said(2, 8, None, None, None))])
+    assert (found["calibration_lenient"], found["calibration_strict"]) == (pytest.approx(0.4), None)
     assert found["slack_named"]["precision"] is None
     assert found["slack_lenient"]["precision"] == 1.0
     assert found["slack_lenient"]["recall"] == pytest.approx(2 / 3)
