@@ -1,5 +1,6 @@
 """`etameter arithmetic`: the documents' claims recomputed, with any input replaced by one's own or by what a run measured."""
 
+import csv
 import json
 import re
 from collections.abc import Sequence
@@ -13,30 +14,80 @@ from etameter.errors import InputError
 _SETTING: Final = re.compile(r"\s*(?P<name>\w+)\s*=\s*(?P<value>[^\s]+)(\s+(?P<unit>\S+))?\s*")
 
 
-def run(settings: Sequence[str], measured: Path | None, *, as_json: bool) -> str:
-    """What is printed.
+def inputs_of(settings: Sequence[str], measured: Sequence[Path], curve: Path | None) -> Inputs:
+    """The documents' inputs, those replaced that runs tell, then those that are set, then what a curve says of them.
 
     Raises:
-        InputError: a setting is not one, or the run tells nothing.
-        ExperimentError: there is no such run.
+        InputError: a setting is not one, or a file tells nothing.
+        EtameterError: there is no such run.
     """
     inputs: Inputs = INPUTS
-    if measured is not None:
-        inputs = of_run(inputs, measured)
+    for each in measured:
+        inputs = of_report(inputs, each) if each.suffix == ".json" else of_run(inputs, each)
     for setting in settings:
         inputs = replaced(inputs, setting)
+    return inputs if curve is None else of_curve(inputs, curve)
+
+
+def run(inputs: Inputs, *, as_json: bool) -> str:
+    """What is printed."""
     told = recompute(inputs)
     return report.as_json(told, inputs) if as_json else report.as_text(told, inputs)
 
 
+def write(inputs: Inputs, file: Path) -> None:
+    """The same as a page. Raises ExperimentError where matplotlib isn't installed, OSError as of a full disk."""
+    from .arithmetic.page import page
+
+    file.write_text(page(recompute(inputs), inputs), encoding="utf-8")
+
+
 def of_run(inputs: Inputs, folder: Path) -> Inputs:
-    """The inputs, those replaced that the run of a comparison tells."""
-    from .arithmetic.measured import with_run  # a run's tables are read by pyarrow, which nothing else here needs
+    """The inputs, those replaced that the run of a comparison or of a night tells."""
+    from .arithmetic.measured import with_night, with_run  # tables are read by pyarrow, which nothing else here needs
+    from .prompts.nightly import night
     from .prompts.results import RUN_FILE, taken
 
+    home = folder.parent if folder.suffix == ".parquet" else folder
+    if (home / night.FIGURES_FILE).exists():
+        return with_night(inputs, night.read(home))
     run = taken(folder)
-    file = (folder.parent if folder.suffix == ".parquet" else folder) / RUN_FILE
-    return with_run(inputs, analysis_of(file), run.blocks, run.outcomes)
+    boards = len(run.about.get("boards") or ()) or 1
+    return with_run(inputs, analysis_of(home / RUN_FILE), run.blocks, run.outcomes, boards)
+
+
+def of_report(inputs: Inputs, file: Path) -> Inputs:
+    """The inputs with the entropy of tokens that `etameter eta branching --json` has found."""
+    from .arithmetic.measured import with_branching
+
+    try:
+        told = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{file} can't be read ({error})", "give what `etameter eta branching --json` prints"
+        ) from error
+    return with_branching(inputs, told)
+
+
+def of_curve(inputs: Inputs, file: Path) -> Inputs:
+    """The inputs with what can be had by moving load: lines of hour,value, with or without a heading."""
+    from .arithmetic.measured import with_curve
+
+    try:
+        rows = list(csv.reader(file.read_text(encoding="utf-8").splitlines()))
+        start = 1 if rows and not _is_number(rows[0][-1]) else 0
+        values = [float(value) for _, value in rows[start:]]
+    except (OSError, ValueError, IndexError) as error:
+        raise InputError(f"{file} is no curve ({error})", "give lines of hour,value") from error
+    return with_curve(inputs, values)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def replaced(inputs: Inputs, setting: str) -> Inputs:

@@ -18,10 +18,23 @@ def arithmetic(
         ),
     ] = None,
     measured: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--measured",
+            "--run",
+            metavar="RUN",
+            help="Replace what a run of `etameter ab` or `etameter nightly` tells, or a JSON file of `etameter eta branching`. Needs etameter[ab]; may be repeated.",
+        ),
+    ] = None,
+    curve: Annotated[
         Path | None,
         typer.Option(
-            "--measured", "--run", metavar="RUN", help="Replace what a run of `etameter ab` tells. Needs etameter[ab]."
+            metavar="CSV", help="Lines of hour,value over a day, in money or grams of a kWh: what moving load saves."
         ),
+    ] = None,
+    page: Annotated[
+        Path | None,
+        typer.Option("--html", metavar="FILE", help="Write it as a page with plots, too. Needs etameter[ab]."),
     ] = None,
     as_json: Json = False,
 ) -> int:
@@ -31,5 +44,9 @@ def arithmetic(
     """
     from . import arithmetic_command
 
-    typer.echo(arithmetic_command.run(settings or (), measured, as_json=as_json))
+    inputs = arithmetic_command.inputs_of(settings or (), measured or (), curve)
+    if page is not None:
+        arithmetic_command.write(inputs, page)
+        typer.echo(f"wrote {page}", err=True)
+    typer.echo(arithmetic_command.run(inputs, as_json=as_json))
     return 0

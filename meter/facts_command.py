@@ -40,7 +40,7 @@ def found(folder: Path, arm: str | None, stage: str | None) -> Facts:
             "--arm is of comparisons, and this is a night", "name a stage with --stage, such as ab-fixed/ARM"
         )
     whole = night.read(folder)
-    return facts.of_night(whole, stage or _usual(whole), footprint)
+    return facts.of_night(whole, stage or whole.stands_for_it(), footprint)
 
 
 def write(made: Facts, folder: Path) -> list[Path]:
@@ -83,13 +83,3 @@ def _png(drawn: str) -> bytes:
             svg_string=drawn, zoom=SCALE, background="#ffffff", skip_system_fonts=True, font_dirs=[fonts]
         )
     )
-
-
-def _usual(whole: night.Night) -> str:
-    """The comparison's control, whose answers are checked; else the first stage under load."""
-    stages = list(dict.fromkeys(figure.stage for figure in whole.figures))
-    arms = whole.run.config.get("arms") or []
-    for wanted in ([f"ab-fixed/{arms[0]}"] if arms else []) + [stage for stage in stages if stage.startswith("batch-")]:
-        if wanted in stages:
-            return wanted
-    return stages[0] if stages else "batch-1"

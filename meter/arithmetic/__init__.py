@@ -2,18 +2,18 @@
 
 from typing import Final
 
-from etameter.arithmetic import constraint, inference, machine, photons
+from etameter.arithmetic import constraint, economics, inference, machine, photons
 from etameter.arithmetic.rows import TITLES, Input, Inputs, Result, Row, work_out
 
 ROWS: Final[tuple[Row, ...]] = tuple(
     sorted(
-        (*constraint.ROWS, *photons.ROWS, *inference.ROWS, *machine.ROWS),
+        (*constraint.ROWS, *photons.ROWS, *inference.ROWS, *machine.ROWS, *economics.ROWS),
         key=lambda row: tuple(TITLES).index(row.document),
     )
 )
 """By document."""
 INPUTS: Final[Inputs] = {
-    each.name: each for each in (*constraint.INPUTS, *photons.INPUTS, *inference.INPUTS, *machine.INPUTS)
+    each.name: each for part in (constraint, photons, inference, machine, economics) for each in part.INPUTS
 }
 WHAT_IF: Final = constraint.WHAT_IF
 """Rows whose inputs have ranges that are worth a look each."""

@@ -34,8 +34,11 @@ INPUTS: Final = (
     Input("context", 1000.0, "1", "tokens that each of them attends", 0.0, origin="example"),
     Input("cost_p0", float(_COSTS[0]), "W/GPU", "an H100 that waits with the model loaded", origin="estimated"),
     Input("cost_c", float(_COSTS[1]), "J", "of one pass over the weights", origin="estimated"),
+    Input("cost_a", float(_COSTS[2]), "J/token", "of a computed prompt token", origin="estimated"),
     Input("cost_b", float(_COSTS[4]), "J/token", "of a decoded token itself", origin="estimated"),
     Input("cost_d", float(_COSTS[5]), "J/token", "of an attended token", origin="estimated"),
+    Input("prompt_per_output", 1.0, "1", "computed prompt tokens for each output token", 0.0, origin="example"),
+    Input("mfu_measured", None, "1", "measured, of prompt and output tokens", 0.0, 1.0),
     Input("served_parameters", None, "parameter", "of the model that is served", 1.0),
 )
 _STEP: Final = (
@@ -73,12 +76,27 @@ def _roofline(v: Values) -> float:
 def _energy_shares(v: Values) -> tuple[float, ...]:
     parts = (
         v["cost_p0"] * max(_reading_s(v), _computing_s(v)) / v["batch"],
-        v["cost_c"] / v["batch"] + v["cost_d"] * v["context"],
+        v["cost_c"] / v["batch"],
+        v["cost_a"] * v["prompt_per_output"],
         v["cost_b"],
+        v["cost_d"] * v["context"],
     )
     return tuple(part / sum(parts[1:], parts[0]) for part in parts)
 
 
+ENERGY_SHARES: Final = Row(
+    "energy-shares",
+    "I",
+    "of an output token's joules: waiting power p0, reading weights c, its prompt a, the token itself b, its context d",
+    None,
+    "%",
+    "p0 · t/batch, c/batch, a · prompt/output, b, d · context",
+    (*_STEP, "peak_flop", "cost_p0", "cost_c", "cost_a", "prompt_per_output", "cost_b", "cost_d"),
+    _energy_shares,
+    "t is a step's time at the data sheet's rates",
+)
+SHARES: Final = ("p0, waiting", "c, reading weights", "a, its prompt", "b, the token itself", "d, its context")
+"""What the values of `energy-shares` are of."""
 ROWS: Final = (
     Row(
         "output-input",
@@ -105,17 +123,6 @@ ROWS: Final = (
         for kind in ("prompt", "output")
     ),
     Row(
-        "machine-output",
-        "I",
-        "a million output tokens, with a cloud's hour at its low price",
-        None,
-        "USD/Mtoken",
-        "price of an hour / (tokens per second · utilisation) + J per token · price",
-        ("cloud_low", "tokens_per_s", "utilisation", "j_per_output_token", "price"),
-        lambda v: (v["cloud_low"] / (v["tokens_per_s"] * v["utilisation"]) + v["j_per_output_token"] * v["price"],),
-        "a cloud's hour pays for electricity, too",
-    ),
-    Row(
         "mfu",
         "I",
         "share of the peak that is used",
@@ -124,6 +131,16 @@ ROWS: Final = (
         "tokens per second · 2 · parameters / peak",
         ("tokens_per_s", "flop_per_parameter", "served_parameters", "peak_flop"),
         lambda v: (v["tokens_per_s"] * v["flop_per_parameter"] * v["served_parameters"] / v["peak_flop"],),
+    ),
+    Row(
+        "mfu-measured",
+        "I",
+        "share of the peak that is used, as a night has it: prompts, too",
+        (45.0, 55.0),
+        "%",
+        "measured",
+        ("mfu_measured",),
+        lambda v: (v["mfu_measured"],),
     ),
     Row(
         "tokens-per-watt",
@@ -167,15 +184,17 @@ ROWS: Final = (
         _reading_share,
         "set batch and context to see where it turns",
     ),
+    ENERGY_SHARES,
     Row(
-        "energy-shares",
+        "waiting-share",
         "I",
-        "of a decoded token's joules: waiting power, reading weights and KV cache (c, d), the token itself (b)",
+        "share of a GPU's power that it takes while it waits, too",
         None,
         "%",
-        "p0 · t/batch, c/batch + d · context, b",
-        (*_STEP, "peak_flop", "cost_p0", "cost_c", "cost_b", "cost_d"),
-        _energy_shares,
+        "p0 / power at work",
+        ("cost_p0", "gpu_power"),
+        lambda v: (v["cost_p0"] / v["gpu_power"],),
+        "more requests at once share it among them",
     ),
     Row(
         "roofline",
@@ -187,5 +206,16 @@ ROWS: Final = (
         (*_STEP, "peak_flop"),
         lambda v: (_roofline(v),),
         "at the data sheet's rates, which no kernel reaches",
+    ),
+    Row(
+        "roofline-reached",
+        "I",
+        "what was measured against that",
+        None,
+        "%",
+        "tokens per second / roofline",
+        (*_STEP, "peak_flop", "tokens_per_s"),
+        lambda v: (v["tokens_per_s"] / _roofline(v),),
+        "set weights, kv_bytes and example_parameters to the model that was measured",
     ),
 )

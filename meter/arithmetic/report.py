@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Final
 
 from etameter.arithmetic import INPUTS, WHAT_IF
-from etameter.arithmetic.rows import TITLES, Bar, Inputs, Result, figure, tornado
+from etameter.arithmetic.rows import TITLES, Bar, Input, Inputs, Result, figure, tornado
 
 WIDE: Final = 28
 """Characters of a bar of the what-if."""
@@ -26,6 +26,10 @@ def recomputed(result: Result) -> str:
 
 def named(unit: str) -> str:
     return {"1": "", "x": "×"}.get(unit, unit)
+
+
+def came_from(given: Input) -> str:
+    return "a run" if given.value is None else given.origin
 
 
 def as_text(results: Iterable[Result], inputs: Inputs) -> str:

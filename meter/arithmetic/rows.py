@@ -5,7 +5,7 @@
     inconsistent   further apart
     impossible     printed beyond a bound that holds whatever the inputs
 
-A claim that is a range holds where the recomputed value lies in it. All formulas are in base units (`etameter.units`), so that they hold no
+A claim that is a range holds where the recomputed value lies in it, and any claim that a measured interval reaches. All formulas are in base units (`etameter.units`), so that they hold no
 conversions.
 """
 
@@ -108,9 +108,10 @@ def work_out(row: Row, inputs: Inputs) -> Result:
     if row.bound is not None:
         least, most = row.bound(values)
         bound = least / scale, most / scale
-    verdict, reason = judge(row.printed, recomputed, bound)
+    interval = _interval(row, used)
+    verdict, reason = judge(row.printed, recomputed, bound, interval)
     said = f"{reason}; {row.note}" if reason and row.note else reason or row.note
-    return Result(row, recomputed, verdict, said, origin, _interval(row, used))
+    return Result(row, recomputed, verdict, said, origin, interval)
 
 
 def _interval(row: Row, used: Sequence[Input]) -> tuple[float, float] | None:
@@ -126,9 +127,12 @@ def in_base_units(used: Iterable[Input]) -> dict[str, float]:
 
 
 def judge(
-    printed: tuple[float, ...] | None, recomputed: tuple[float, ...], bound: tuple[float, float] | None = None
+    printed: tuple[float, ...] | None,
+    recomputed: tuple[float, ...],
+    bound: tuple[float, float] | None = None,
+    interval: tuple[float, float] | None = None,
 ) -> tuple[Verdict | None, str]:
-    """The verdict, and the figures that it rests on; all in one unit."""
+    """The verdict, and the figures that it rests on; all in one unit. A measured interval contradicts only what lies outside of it."""
     if printed is None:
         return None, ""
     if bound is not None:
@@ -136,6 +140,8 @@ def judge(
             return "impossible", f"{figure(max(printed))} is above {figure(bound[1])}, the most there can be"
         if min(printed) < bound[0]:
             return "impossible", f"{figure(min(printed))} is below {figure(bound[0])}, the least there can be"
+    if interval is not None and min(interval) <= max(printed) and min(printed) <= max(interval):
+        return "consistent", "the measured interval reaches what is printed"
     if len(printed) == 2 and len(recomputed) == 1:
         inside = printed[0] <= recomputed[0] <= printed[1]
         return (

@@ -42,6 +42,14 @@ class Night:
     stages: tuple[StageRow, ...]
     figures: tuple[Figure, ...]
 
+    def stands_for_it(self) -> str:
+        """The stage that does where one has to: the comparison's control, whose answers are checked, else the first under load."""
+        stages = list(dict.fromkeys(figure.stage for figure in self.figures))
+        arms = self.run.config.get("arms") or []
+        control = [f"ab-fixed/{arms[0]}"] if arms else []
+        wanted = [*control, *(stage for stage in stages if stage.startswith("batch-")), *stages]
+        return next((stage for stage in wanted if stage in stages), "batch-1")
+
 
 def write(folder: Path, night: Night) -> None:
     """Writes the tables and then `run.json`, each whole or not at all: where that is, the rest is. Raises OSError, as of a full disk."""

@@ -60,7 +60,7 @@ def _sections(
     """Name, heading and what is in it; those that have nothing in them are left out."""
     yield "verdict", "What came out", sections.verdict(record, wording)
     if drawn:
-        yield "figures", "In pictures", tag("div", *(_figure(*each) for each in drawn), class_="figures")
+        yield "figures", "In pictures", tag("div", *(pictured(*each) for each in drawn), class_="figures")
     if record.analysis.parts:
         yield "results", "Arm by arm", sections.results(record, wording)
     if (made := reasons(record, wording)) is not None:
@@ -74,7 +74,8 @@ def _sections(
     yield "words", "What the words mean", sections.definitions()
 
 
-def _figure(figure: Figure, picture: Html) -> Html:
+def pictured(figure: Figure, picture: Html) -> Html:
+    """A picture under its title, with its words and its numbers."""
     numbers = sections.table(figure.title, figure.columns, figure.rows)
     return tag(
         "figure",

@@ -105,6 +105,8 @@ EXPECTED: list[tuple[str, tuple[float, ...], str | None]] = [
     ("heisenberg", (1.531e-15,), None),
     ("information", (0.531,), None),
     ("answer-floor", (0.531 * 2.871e-21,), None),
+    ("value-stack", (0.05, 4.0), None),
+    ("list-ratios", (2.0, 10 / 3, 5.0, 4.0), None),
 ]
 OF_CONSTANTS = {"channel", "bekenstein", "heisenberg", "information", "answer-floor"}
 """Their formulas hold constants with dimensions of their own (ħ, c), or count bits: worked by hand in test_formulas."""
@@ -159,11 +161,81 @@ def test_what_needs_a_run_is_worked_out_once_it_is_given() -> None:
     assert found["output-input"].recomputed == pytest.approx((30.0,))
     assert found["output-input"].verdict == "inconsistent"
     assert found["electricity-output"].recomputed == pytest.approx((0.6 / 3.6e6 * 0.05 * 1e6,))
-    assert found["machine-output"].recomputed == pytest.approx((1.50 / 3600 / 1000 * 1e6 + 0.6 / 3.6e6 * 0.05 * 1e6,))
     assert found["tokens-per-watt"].recomputed == pytest.approx((2.0,))
     assert found["answer-cost"].recomputed == pytest.approx((180 / 3.6e6 * 0.05,))
     assert found["mfu"].recomputed == pytest.approx((100 * 1000 * 16e9 / 989e12,))
     assert found["caching"].verdict == "consistent"
+
+
+def test_what_a_machine_costs_and_earns_once_it_was_measured() -> None:
+    """1,000 tokens/s at 500 W: 0.5 J/token of which a prompt's token takes 0.02 and an output's 0.6; 10 questions a second of 50 J."""
+    inputs: Inputs = INPUTS
+    for name, value in (
+        ("j_per_prompt_token", 0.02),
+        ("j_per_output_token", 0.6),
+        ("tokens_per_s", 1000.0),
+        ("gpu_power", 500.0),
+        ("answer_energy", 180.0),
+        ("cached_share", 0.8),
+        ("saving_measured", 0.25),
+        ("query_joules", 50.0),
+        ("query_rate", 10.0),
+        ("mfu_measured", 0.5),
+        ("cheap_hours", 0.6),
+        ("reliability_measured", 0.4),
+        ("entropy_measured", 1.0),
+        ("cost_p0", 100.0),
+    ):
+        inputs = with_value(inputs, name, value)
+    inputs = with_value(inputs, "wh_per_token", 0.5, "J/token")
+    inputs = with_value(with_value(inputs, "kv_prompt_tokens", 1000.0), "long_answer", 32.0)
+    found = {row.name: work_out(row, inputs) for row in ROWS}
+    hour, owned, electricity = 1.5 / 3600 / 500, 30_000 / (4 * 365 * 86400) / 500, 0.05 * 1.3 / 3.6e6
+    expected = {
+        "cost-output": (0.6e6 * hour, 0.6e6 * 6.98 / 3600 / 500, 0.6e6 * (owned + electricity)),
+        "cost-prompt": (0.02e6 * hour, 0.02e6 * 6.98 / 3600 / 500, 0.02e6 * (owned + electricity)),
+        "margin-measured": (100 * (1 - 0.6 * hour / 2e-6),),
+        "break-even-measured": (
+            100 * 1.5 / 3600 / 1000 / 2e-6,
+            100 * owned * 500 / (1000 * (2e-6 - 0.5 * electricity)),
+        ),
+        "payback-measured": (30_000 / (1000 * (2e-6 - 0.5 * electricity)) / (365 * 86400),),
+        "table-rate": (1000.0,),
+        "table-cost": (1.5 / 3600 / 1000 * 1e6,),
+        "caching-energy": (100 * 16 / (16 + 16),),
+        "token-efficiency": (25.0,),
+        "saving-money": (45 * electricity,),
+        "scheduling": (40.0,),
+        "retry-cost": (1.24 * 50 * electricity,),
+        "production-measured": (30e5 * 50 * electricity, 30e5 / 10 * 1.5 / 3600),
+        "production-gpus": (1e5 / 86400 / 10,),
+        "tokens-per-dollar": (1 / (0.5 * electricity), 1000 * 3600 / 1.5),
+        "value-stack": (0.05, 3.6e6 / 0.5 * 2e-6),
+        "mfu-measured": (50.0,),
+        "waiting-share": (20.0,),
+        "roofline-reached": (100 * 1000 / 3063.8,),
+        "goodhart-measured": (0.4,),
+        "token-entropy": (1.0,),
+    }
+    told = {name: found[name].recomputed for name in expected}
+    assert told == {name: pytest.approx(values, rel=1e-4) for name, values in expected.items()}
+    verdicts = {
+        name: found[name].verdict for name in ("mfu-measured", "token-efficiency", "scheduling", "token-entropy")
+    }
+    assert verdicts == {
+        "mfu-measured": "consistent",
+        "token-efficiency": "consistent",
+        "scheduling": "consistent",
+        "token-entropy": "inconsistent",
+    }
+
+
+def test_a_token_that_costs_more_than_it_earns_pays_nothing_back() -> None:
+    inputs = with_value(with_value(INPUTS, "wh_per_token", 1.0, "Wh/token"), "tokens_per_s", 1.0)
+    assert work_out(RESULTS["payback-measured"].row, inputs).recomputed is None
+    cloud = work_out(RESULTS["break-even-measured"].row, inputs).recomputed
+    assert cloud is not None
+    assert len(cloud) == 1, "an owned GPU never breaks even"
 
 
 @dataclass(frozen=True)

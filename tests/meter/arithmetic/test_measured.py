@@ -1,5 +1,6 @@
 """What a run of a comparison puts in the place of the documents' assumptions: worked by hand from a few rows."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,13 @@ import pytest
 
 from benchmarks.experiments import Way, World, simulate, tables
 from etameter.arithmetic import INPUTS, recompute
-from etameter.arithmetic.measured import with_run
-from etameter.arithmetic_command import analysis_of, of_run
+from etameter.arithmetic.measured import with_branching, with_curve, with_night, with_run
+from etameter.arithmetic.rows import with_value
+from etameter.arithmetic_command import analysis_of, inputs_of, of_run
 from etameter.errors import ExperimentError, InputError
+from etameter.prompts.nightly import night
 from etameter.prompts.tables import BlockRow, Outcome
+from tests.prompts.nightly.laid_out import figure, run, stage_row
 
 pytestmark = pytest.mark.unit
 
@@ -93,6 +97,10 @@ def test_worked_by_hand() -> None:
         "eta_measured_control": 0.4,
         "eta_measured_entrace": 0.5,
         "saving_measured": 0.2,
+        "prompt_per_output": pytest.approx(120 / 402),
+        "query_joules": 500.0,
+        "query_rate": pytest.approx(0.2),
+        "success": 1.0,
     }, "the excluded block is in none of them"
     assert found["saving_measured"].span == (0.1, 0.3)
 
@@ -134,3 +142,86 @@ def test_a_folder_that_holds_no_run_is_named(tmp_path: Path) -> None:
         of_run(INPUTS, tmp_path)
     with pytest.raises(InputError, match="tells no analysis"):
         analysis_of(tmp_path / "run.json")
+
+
+def test_a_run_of_two_boards_is_told_of_one() -> None:
+    found = with_run(INPUTS, analysis(), BLOCKS, OUTCOMES, boards=2)
+    assert (found["gpu_power"].value, found["tokens_per_s"].value) == (pytest.approx(50.0), pytest.approx(20.1))
+    assert found["wh_per_token"].value == pytest.approx(1000 / 402 / 3600), "a joule is a joule"
+
+
+STAGE = "ab-fixed/unconstrained"
+NIGHT = night.Night(
+    run(config={"arms": ["unconstrained", "entrace"]}, hardware={"boards": [{"board": "H100"}, {"board": "H100"}]}),
+    (stage_row(stage=STAGE, kind="ab"), stage_row(stage="recorded", kind="recorded")),
+    (
+        figure(stage=STAGE, metric="j_per_token", value=3.6, low=3.5, high=3.7, source="measured"),
+        figure(stage=STAGE, metric="tokens_per_s", value=2000.0, low=1990.0, high=2010.0, source="measured"),
+        figure(stage=STAGE, metric="j_per_output_token", value=None, low=None, high=None, reason="no receipts"),
+        figure(stage=STAGE, metric="eta_task", value=0.4, low=0.3, high=0.5, source="measured"),
+        figure(stage="ab-fixed/entrace", metric="eta_task", value=0.7, low=0.6, high=0.8, source="measured"),
+        figure(stage="ab-fixed/entrace", metric="saving", value=0.25, low=0.2, high=0.3, source="measured"),
+        figure(stage="meter", metric="coefficient_idle_w", value=200.0, low=None, high=None, source="measured"),
+        figure(stage="meter", metric="coefficient_pass_j", value=2.5, low=None, high=None, source="measured"),
+        figure(stage="meter", metric="eta_reliability", value=0.36, low=None, high=None, source="measured"),
+        figure(stage="recorded", metric="j_per_question", value=90.0, low=80.0, high=100.0, source="measured"),
+    ),
+)
+
+
+def test_a_night_is_told_by_its_control_its_arms_and_its_meter() -> None:
+    found = with_night(INPUTS, NIGHT)
+    told = {name: each.value for name, each in found.items() if each.origin == "measured"}
+    assert told == {
+        "wh_per_token": pytest.approx(1e-3),
+        "tokens_per_s": 1000.0,
+        "eta_before": 0.4,
+        "eta_measured_control": 0.4,
+        "eta_after": 0.7,
+        "eta_measured_entrace": 0.7,
+        "saving_measured": 0.25,
+        "cost_p0": 100.0,
+        "cost_c": 2.5,
+        "reliability_measured": 0.36,
+        "query_joules": 90.0,
+    }, "two boards share the rate and the waiting power"
+    results = {each.row.name: each for each in recompute(found)}
+    assert (results["eta-entrace"].verdict, results["eta-entrace"].interval) == ("consistent", (0.6, 0.8))
+    assert results["table-rate"].interval == (995.0, 1005.0)
+
+
+def test_a_night_is_read_from_its_folder_and_one_that_knows_nothing_is_refused(tmp_path: Path) -> None:
+    night.write(tmp_path, NIGHT)
+    assert inputs_of([], [tmp_path], None)["cost_c"].value == 2.5
+    with pytest.raises(InputError, match="knows nothing of its stage batch-1"):
+        with_night(INPUTS, replace(NIGHT, figures=()))
+
+
+def test_the_entropy_of_tokens_comes_in_nats_and_goes_out_in_bits() -> None:
+    groups = {
+        "slack": {"tokens": 1, "low": 0.0, "high": math.log(2)},
+        "required": {"tokens": 3, "low": math.log(4), "high": math.log(4)},
+    }
+    found = with_branching(INPUTS, {"groups": {**groups, "optional": None}})
+    assert found["entropy_measured"].value == pytest.approx(1.625)
+    assert found["bits_per_token"].span == pytest.approx((1.5, 1.75))
+    with pytest.raises(InputError, match="no entropy of tokens"):
+        with_branching(INPUTS, {"arms": {}})
+
+
+@pytest.mark.parametrize(("utilisation", "left"), [(1.0, 1.0), (0.5, 0.4), (0.25, 0.4), (0.75, 0.8)])
+def test_load_goes_into_the_cheapest_hours_that_hold_it(utilisation: float, left: float) -> None:
+    """Two parts of the day at 2, two at 8: a mean of 5."""
+    inputs = with_value(INPUTS, "utilisation", utilisation)
+    assert with_curve(inputs, [8.0, 2.0, 8.0, 2.0])["cheap_hours"].value == pytest.approx(left)
+
+
+def test_a_curve_is_read_with_or_without_a_heading(tmp_path: Path) -> None:
+    file = tmp_path / "prices.csv"
+    for heading in ("", "hour,price\n"):
+        file.write_text(heading + "0,30\n1,90\n", encoding="utf-8")
+        assert inputs_of(["utilisation=0.5"], [], file)["cheap_hours"].value == pytest.approx(0.5)
+    for wrong in ("", "0;30\n", "hour,price\n0,cheap\n", "0,0\n"):
+        file.write_text(wrong, encoding="utf-8")
+        with pytest.raises(InputError, match="curve"):
+            inputs_of([], [], file)

@@ -110,9 +110,9 @@ def test_a_row_is_worth_what_its_least_certain_input_is() -> None:
 
 def test_a_measured_figure_has_its_interval() -> None:
     inputs = with_value(INPUTS, "saving_measured", 0.5, origin="measured")
-    inputs = {**inputs, "saving_measured": replace(inputs["saving_measured"], span=(0.4, 0.625))}
+    inputs = {**inputs, "saving_measured": replace(inputs["saving_measured"], span=(0.4, 0.6))}
     found = work_out(_row("saving-measured"), inputs)
-    assert found.interval == pytest.approx((40.0, 62.5))
+    assert found.interval == pytest.approx((40.0, 60.0))
     assert found.verdict == "inconsistent"
 
 
@@ -149,3 +149,19 @@ def test_the_widest_bar_comes_first_whatever_the_inputs(before: float, after: fl
 )
 def test_figures(value: float, told: str) -> None:
     assert figure(value) == told
+
+
+@pytest.mark.parametrize(
+    ("printed", "interval", "verdict"),
+    [
+        ((0.2, 0.4), (0.45, 0.55), "inconsistent"),
+        ((0.2, 0.4), (0.35, 0.65), "consistent"),
+        ((0.625,), (0.6, 0.65), "consistent"),
+        ((0.625,), (0.4, 0.6), "inconsistent"),
+        ((0.2, 0.4), None, "inconsistent"),
+    ],
+)
+def test_what_a_measured_interval_reaches_is_not_contradicted(
+    printed: tuple[float, ...], interval: tuple[float, float] | None, verdict: str
+) -> None:
+    assert judge(printed, (0.5,), None, interval)[0] == verdict
