@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, asynccontextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
 
@@ -189,7 +189,8 @@ class Runner:
             while not state.level and time.monotonic() < began_s + self.section.warm_up_s:
                 taken.append(await self._take(self.section.window_s, asked))
                 state = steadiness([_glimpse(one) for one in taken])
-        windows = cut(asked.replies, [(one.start_ns, one.end_ns) for one in taken])
+        unchecked = [replace(reply, task=None) for reply in asked.replies]
+        windows = cut(unchecked, [(one.start_ns, one.end_ns) for one in taken])
         rows = [
             self._row((WARM_UP, "warm-up"), number, attempt, one, window)
             for number, (one, window) in enumerate(zip(taken, windows, strict=True))

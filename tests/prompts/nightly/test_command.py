@@ -91,6 +91,7 @@ def test_a_night_leaves_its_stages_its_figures_and_how_it_went(
     assert (run.status, run.exit_code, run.source, run.counter) == ("complete", 0, "simulated", "nvml")
     assert told["run_id"] == run.run_id
     assert [row.stage for row in whole.stages if row.window == 0] == ["idle-before", "warm-up", "batch-2", "idle-after"]
+    assert {row.correct for row in whole.stages if row.stage == "warm-up"} == {None}, "what nobody checked is not 0"
     loaded = [row for row in whole.stages if row.stage == "batch-2"]
     assert [row.excluded for row in loaded] == ["ramp", None, None, None]
     assert all(row.power_w == pytest.approx(300.0, rel=0.1) for row in loaded)
