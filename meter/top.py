@@ -343,7 +343,7 @@ def _milliseconds(seconds: float | None) -> str:
 def _reliability(eta: Mapping[str, Any] | None) -> str:
     known = eta is not None and eta["reliability"] is not None
     told = f"{eta['reliability']:.2f}" if known and eta is not None else UNKNOWN
-    return f"{told}: UNRELIABLE" if eta is not None and eta["reliable"] is False else told
+    return f"{told}: UNRELIABLE" if eta is not None and eta.get("reliable") is False else told
 
 
 def _short(name: str) -> str:

@@ -83,6 +83,13 @@ def test_nothing_but_units_is_cut_where_a_terminal_has_eighty_columns() -> None:
         assert words in text, words
 
 
+def test_an_eta_that_audits_found_unreliable_is_said_to_be() -> None:
+    live = busy()
+    assert "UNRELIABLE" not in text_of(top.Dashboard(snapshot(live)))
+    live.classified(row(1), reading(reliability=0.2), 20 * SECOND, reliable=False)
+    assert "0.20: UNRELIABLE" in text_of(top.Dashboard(snapshot(live)))
+
+
 def test_a_balance_that_does_not_close_is_said() -> None:
     live = busy()
     assert "differ" not in text_of(top.Dashboard(snapshot(live)))

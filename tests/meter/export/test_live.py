@@ -197,6 +197,18 @@ def test_slack_is_weighted_by_tokens_whichever_comes_first() -> None:
     assert told(of)["now"]["eta"]["reliability"] == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize(
+    ("verdicts", "whole"), [([True, True], True), ([True, None], None), ([True, False], False), ([None, False], False)]
+)
+def test_one_arm_that_audits_found_unreliable_makes_the_whole_so(
+    verdicts: list[bool | None], whole: bool | None
+) -> None:
+    of = live()
+    for number, reliable in enumerate(verdicts):
+        of.classified(row(number), reading(), 20 * SECOND, reliable=reliable)
+    assert told(of)["now"]["eta"]["reliable"] is whole
+
+
 @pytest.mark.parametrize("first", ["classified", "finished"])
 def test_spans_are_told_by_their_place_and_not_of_several_answers(first: str) -> None:
     parts = (Part("preamble", 0.0, 0.25, 1.0), Part("closing", 0.75, 1.0, 1.0))
