@@ -139,10 +139,14 @@ def gone(meter: Meter) -> str:
     return meter.process.stderr.read()
 
 
-def serve_all(rings: dict[str, RingWriter], steps: int, first_step: int = 0, tail: str = "") -> None:
+def serve_all(rings: dict[str, RingWriter], steps: int, first_step: int = 0, tail: str = "") -> dict[str, float]:
+    """How many seconds each took."""
     with ThreadPoolExecutor() as pool:
-        for engine, ring in rings.items():
-            pool.submit(serve_one, ring, steps, f"chatcmpl-{engine}-{receipt_of(engine + tail)}00000000", first_step)
+        names = {engine: f"chatcmpl-{engine}-{receipt_of(engine + tail)}00000000" for engine in rings}
+        served = {
+            engine: pool.submit(serve_one, ring, steps, names[engine], first_step) for engine, ring in rings.items()
+        }
+        return {engine: each.result() for engine, each in served.items()}
 
 
 def test_each_engine_pays_for_its_own_gpus_and_a_gpu_without_engine_is_nobodys(tmp_path: Path) -> None:
@@ -160,13 +164,13 @@ def test_each_engine_pays_for_its_own_gpus_and_a_gpu_without_engine_is_nobodys(t
             for engine in rings:
                 opening = {"type": "open", "receipt_id": receipt_of(engine), "arm": "entrace"}
                 middleware.sendall(json.dumps(opening).encode() + b"\n")
-            serve_all(rings, 20)
+            took_s = serve_all(rings, 20)
             for engine in rings:
                 until(partial(settled, meter, receipt_of(engine)))
         for engine, gpus in LAYOUT.items():
-            burnt_j = sum(100.0 + 50 * gpu for gpu in gpus) * 0.4
+            burnt_w = sum(100.0 + 50 * gpu for gpu in gpus)
             energy_j = meter.energy(receipt_of(engine))["energy_joules"]
-            assert 0.6 * burnt_j < energy_j < 1.8 * burnt_j, engine  # give or take the gaps
+            assert 0.6 * burnt_w * 0.4 < energy_j < 1.8 * burnt_w * took_s[engine], engine  # give or take the gaps
         assert booked_j(meter).keys() == {board.uuid(gpu) for gpu in range(7)}
         samples = meter.samples()
         paying = {name for name, joules in samples.items() if name.startswith("etameter_energy_joules") and joules}
@@ -207,12 +211,12 @@ def test_an_engine_dies_and_is_back_while_the_other_goes_on(tmp_path: Path) -> N
         until(lambda: settled(meter, "9" * 32))
         back = stack.enter_context(writers(tmp_path, board, {"b": (1,)}))
         until(lambda: len(engines_of(meter)) == 2)
-        serve_one(back["b"], 20, f"chatcmpl-2-{'b' * 32}00000000")
-        serving.result()
+        took_s = serve_one(back["b"], 20, f"chatcmpl-2-{'b' * 32}00000000")
+        whole_s = serving.result()
         for receipt in ("a" * 32, "b" * 32):
             until(partial(settled, meter, receipt))
-        assert 0.6 * 250 * 2.0 < meter.energy("a" * 32)["energy_joules"] < 1.5 * 250 * 2.0
-        assert 0.6 * 250 * 0.4 < meter.energy("b" * 32)["energy_joules"] < 1.8 * 250 * 0.4
+        assert 0.6 * 250 * 2.0 < meter.energy("a" * 32)["energy_joules"] < 1.5 * 250 * whole_s
+        assert 0.6 * 250 * 0.4 < meter.energy("b" * 32)["energy_joules"] < 1.8 * 250 * took_s
         assert unassigned_j(meter, "steps_missing", board.uuid(0)) == 0
         assert_sound(meter)
         ledger = Ledger(tmp_path / "ledger.db", read_only=True)
@@ -232,11 +236,11 @@ def test_a_gpu_of_a_living_engine_is_not_given_to_another_until_that_one_is_gone
             assert "b" not in engines_of(meter)
             assert booked_j(meter).keys() == {board.uuid(0)}
         until(lambda: engines_of(meter) == {"b": [board.uuid(0), board.uuid(1)]})
-        serve_one(rings["b"], 20, f"chatcmpl-2-{'d' * 32}00000000", first_step=20)
+        took_s = serve_one(rings["b"], 20, f"chatcmpl-2-{'d' * 32}00000000", first_step=20)
         until(lambda: settled(meter, "d" * 32))
         assert booked_j(meter).keys() == {board.uuid(0), board.uuid(1)}
         assert settled(meter, "9" * 32)
-        assert 0.6 * 500 * 0.4 < meter.energy("d" * 32)["energy_joules"] < 1.8 * 500 * 0.4
+        assert 0.6 * 500 * 0.4 < meter.energy("d" * 32)["energy_joules"] < 1.8 * 500 * took_s
         assert_sound(meter)
         said = gone(meter)
         refused = (

@@ -44,8 +44,8 @@ SECOND = 1_000 * MS
 OTHER = "d" * 32
 
 
-def another(ring: RingWriter, first_step: int, steps: int = 10, receipt: str = OTHER) -> None:
-    serve_one(ring, steps, f"chatcmpl-2-{receipt}00000000", first_step)
+def another(ring: RingWriter, first_step: int, steps: int = 10, receipt: str = OTHER) -> float:
+    return serve_one(ring, steps, f"chatcmpl-2-{receipt}00000000", first_step)
 
 
 def settled(meter: Meter, receipt: str = RECEIPT) -> object:
@@ -171,10 +171,10 @@ def test_without_an_energy_counter_power_is_integrated_and_said_to_be(tmp_path: 
         with running(tmp_path, board.environment()) as meter, engine(tmp_path, [board.uuid()]) as ring:
             knows_its_engine(meter)
             until(lambda: meter.get("/ready")[0] == 200)  # what was over before its first reading nobody meters
-            serve_one(ring, 30)
+            took_s = serve_one(ring, 30)
             energy = until(meter.settled)
             assert energy["counter"] == "power"
-            assert 0.5 * 250 * 0.6 < energy["energy_joules"] < 2 * 250 * 0.6
+            assert 0.5 * 250 * 0.6 < energy["energy_joules"] < 2 * 250 * took_s
             more_intervals(meter)
             assert_sound(meter)
 
@@ -238,12 +238,12 @@ def test_calls_that_stall_for_two_seconds_are_late_and_stay_in_one_thread(tmp_pa
         stall_ns = now_ns()
         board.stall(Call.ENERGY, 2 * SECOND, gpu=0, from_ns=stall_ns, until_ns=stall_ns + 2 * SECOND)
         time.sleep(0.2)
-        another(ring, 20, steps=20)  # it lives and dies while nobody hears of its first GPU
+        took_s = another(ring, 20, steps=20)  # it lives and dies while nobody hears of its first GPU
         assert now_ns() < stall_ns + 2 * SECOND
         assert len(list(threads.iterdir())) <= before
         energy = until(lambda: settled(meter, OTHER) and meter.energy(OTHER))
         assert energy["attribution_method"] == "step-cost"
-        assert 0.6 * 500 * 0.4 < energy["energy_joules"] < 1.8 * 500 * 0.4
+        assert 0.6 * 500 * 0.4 < energy["energy_joules"] < 1.8 * 500 * took_s
         assert energy["error_joules"] > usual_j
         assert unassigned_j(meter, "readings_missing") == 0, "the counter went on, and told it in the end"
         until(lambda: metric(meter, "etameter_sampler_missed_polls_total") > 0)
