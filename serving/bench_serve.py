@@ -12,7 +12,11 @@ def main() -> None:
     """Raises SystemExit, as vLLM's own program."""
     known = importlib.metadata.version
     installed = cpu_engine.installed_version()
-    importlib.metadata.version = lambda name: installed or known(name) if name == "vllm" else known(name)
+
+    def version(distribution_name: str) -> str:
+        return installed if installed and distribution_name == "vllm" else known(distribution_name)
+
+    importlib.metadata.version = version
     from vllm.entrypoints.cli.main import main as program
 
     program()
