@@ -170,6 +170,29 @@ def eta_context(
     return 0
 
 
+@eta.command("thinking")
+def eta_thinking(
+    file: Annotated[Path, typer.Argument(help='Prompts: JSON lines of {"id", "prompt", "checker"}.')],
+    url: Annotated[
+        str, typer.Option(help="The server that is asked, under the arm `audit`.")
+    ] = "http://127.0.0.1:8000",
+    model: Annotated[str | None, typer.Option(metavar="NAME", help="By default the server's first model.")] = None,
+    as_json: Json = False,
+) -> int:
+    """Find out how much of its thinking a model needed: cut short, does its answer still hold?
+
+    The model goes on from a beginning of its thinking that is closed early. It takes a server that continues a message, as vLLM does, and a template that leaves thinking in it.
+    """
+    import asyncio
+    import json
+
+    from .prompts import thinking
+
+    found = asyncio.run(thinking.look(file, url, model))
+    print("\n".join(json.dumps(thinking.as_row(each)) for each in found) if as_json else thinking.summary(found))
+    return 0
+
+
 def audits(
     url: Annotated[str, typer.Option(help="The served model, started with etameter.")] = "http://127.0.0.1:8000",
     socket: Annotated[Path | None, typer.Option(metavar="FILE", help="Socket of the meter.")] = None,
