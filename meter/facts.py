@@ -51,7 +51,7 @@ class Facts:
     source: Source
     facts: tuple[Fact, ...]
     slack: tuple[tuple[str, float], ...]
-    """Share of output tokens that were found to be slack, by category, largest first."""
+    """Share of output tokens that are slack, by category, largest first: an estimate, where η "at most" is a bound."""
     factors: tuple[str, ...]
     """Where money and CO2 come from."""
     run: str

@@ -38,9 +38,13 @@ def written(fact: Fact) -> str:
     """Its value as it stands on the label, with unit and source."""
     if fact.value is None:
         return "not known"
-    simulated = f" {fact.source}" if fact.source not in (None, "measured") else ""
     value = f"{100 * fact.value:.3g} %" if not fact.unit else f"{fact.value:.3g} {fact.unit}"
-    return f"{value}{simulated}"
+    return f"{value}{_word(fact)}"
+
+
+def _word(fact: Fact) -> str:
+    """Where its joules are from, unless they were measured."""
+    return f" {fact.source}" if fact.source not in (None, "measured") else ""
 
 
 def svg(facts: Facts) -> str:
@@ -79,7 +83,7 @@ def description(facts: Facts) -> str:
     told = [f"{fact.name}: {written(fact)}{_interval(fact, words=True)}" for fact in facts.facts]
     slack = [f"{name} {100 * share:.3g} %" for name, share in facts.slack]
     whole = [f"{facts.model} on {facts.hardware}, {facts.server}, {facts.date}, {facts.source}", *told]
-    return visible(". ".join([*whole, f"Slack found: {', '.join(slack)}"] if slack else whole) + ".")
+    return visible(". ".join([*whole, f"Slack, estimated: {', '.join(slack)}"] if slack else whole) + ".")
 
 
 def _lines(facts: Facts) -> Iterator[_Line]:
@@ -102,7 +106,7 @@ def _lines(facts: Facts) -> Iterator[_Line]:
     if facts.slack:
         yield _Line(kind="rule", weight=5)
         yield _Line(
-            "Slack found in output tokens, at least", f"{100 * sum(share for _, share in facts.slack):.3g} %", bold=True
+            "Slack in output tokens, estimated", f"{100 * sum(share for _, share in facts.slack):.3g} %", bold=True
         )
         for name, share in facts.slack:
             yield _Line(f"    {name}", f"{100 * share:.3g} %", size=11)
@@ -120,7 +124,7 @@ def _interval(fact: Fact, *, words: bool = False) -> str:
         return ""
     scale, unit = (1.0, fact.unit) if fact.unit else (100.0, "%")
     ends = f"{scale * fact.low:.3g} to {scale * fact.high:.3g} {unit}"
-    return f", from {ends}" if words else ends
+    return f", from {ends}" if words else f"{ends}{_word(fact)}"
 
 
 def _draw(line: _Line, top: float) -> tuple[str, float]:
