@@ -9,7 +9,8 @@ from typing import Final
 from urllib.parse import urlsplit
 
 _CHUNK_BYTES: Final = 1 << 16
-_QUESTIONS: Final = b"POST "
+_QUESTION: Final = b"POST "
+_LOOK: Final = b"GET "
 
 
 @dataclass(slots=True)
@@ -20,7 +21,7 @@ class Tap:
     first_ns: int | None = None
     """When the first question came; asking for the server's health or models is none."""
     last_ns: int | None = None
-    """When the last of any answer passed."""
+    """When the last of an answer to a question passed."""
     questions: int = 0
 
 
@@ -38,7 +39,8 @@ async def tapped(server_url: str) -> AsyncIterator[Tap]:
         try:
             with suppress(OSError):
                 up_reader, up_writer = await asyncio.open_connection(address.hostname, address.port or 80)
-                await asyncio.gather(_questions(reader, up_writer, tap), _answers(up_reader, writer, tap))
+                talk_of = _Talk(tap)
+                await asyncio.gather(talk_of.questions(reader, up_writer), talk_of.answers(up_reader, writer))
         finally:
             writer.close()
             talks.discard(task)
@@ -55,19 +57,29 @@ async def tapped(server_url: str) -> AsyncIterator[Tap]:
         await asyncio.gather(*talks, return_exceptions=True)
 
 
-async def _questions(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, tap: Tap) -> None:
-    while chunk := await reader.read(_CHUNK_BYTES):
-        if chunk.startswith(_QUESTIONS):
-            tap.questions += 1
-            tap.first_ns = tap.first_ns or time.monotonic_ns()
-        writer.write(chunk)
-        await writer.drain()
-    writer.close()
+@dataclass(slots=True)
+class _Talk:
+    """One connection: what it was asked last decides whose answer passes."""
 
+    tap: Tap
+    asked: bool = False
 
-async def _answers(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, tap: Tap) -> None:
-    while chunk := await reader.read(_CHUNK_BYTES):
-        tap.last_ns = time.monotonic_ns()
-        writer.write(chunk)
-        await writer.drain()
-    writer.close()
+    async def questions(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while chunk := await reader.read(_CHUNK_BYTES):
+            if chunk.startswith(_QUESTION):
+                self.tap.questions += 1
+                self.tap.first_ns = self.tap.first_ns or time.monotonic_ns()
+                self.asked = True
+            elif chunk.startswith(_LOOK):
+                self.asked = False
+            writer.write(chunk)
+            await writer.drain()
+        writer.close()
+
+    async def answers(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while chunk := await reader.read(_CHUNK_BYTES):
+            if self.asked:
+                self.tap.last_ns = time.monotonic_ns()
+            writer.write(chunk)
+            await writer.drain()
+        writer.close()

@@ -239,8 +239,8 @@ def test_a_budget_ends_a_night_cleanly(board: Board) -> None:
 
 def test_a_clock_that_jumps_makes_the_night_unstable(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
     looks = itertools.count()
-    monkeypatch.setattr(conditions, "time", SimpleNamespace(**vars(time)))
-    monkeypatch.setattr(conditions.time, "time", lambda: time.time() + (7200 if next(looks) > 20 else 0))
+    jumping = {**vars(time), "time": lambda: time.time() + (7200 if next(looks) > 20 else 0)}
+    monkeypatch.setattr(conditions, "time", SimpleNamespace(**jumping))
     with served() as url:
         assert nightly(bench.configured(Path(), url, **QUICK)) == 5
     run = the_night().run

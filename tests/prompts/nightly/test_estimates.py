@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from etameter.prompts.nightly.estimates import estimate, quantile, ratio
+from etameter.prompts.nightly.estimates import Statistic, estimate, quantile, ratio
 from etameter.prompts.stats import t_quantile
 
 pytestmark = pytest.mark.unit
 
 Pair = tuple[float, float]
-RATIO = ratio(lambda pair: pair[0], lambda pair: pair[1])
+RATIO: Statistic[Pair] = ratio(lambda pair: pair[0], lambda pair: pair[1])
 
 
 def test_of_equal_divisors_it_is_students_interval() -> None:
@@ -58,7 +58,7 @@ def test_too_few_windows_have_no_interval_and_nothing_known_no_figure() -> None:
     assert two is not None
     assert (two.value, two.low, two.high, two.n) == (1.5, None, None, 2)
     assert estimate([(1.0, 0.0)] * 3, RATIO) is None
-    unknown = ratio(lambda _: None, lambda pair: pair[1])
+    unknown: Statistic[Pair] = ratio(lambda _: None, lambda pair: pair[1])
     assert estimate([(1.0, 1.0)] * 3, unknown) is None
     lonely = estimate([(0.0, 0.0), (0.0, 0.0), (4.0, 2.0)], RATIO)
     assert lonely is not None

@@ -18,6 +18,7 @@ from etameter.prompts.nightly.external import CantMake, External, Served
 from etameter.prompts.nightly.schedule import Stint
 from etameter.prompts.nightly.tap import Tap, tapped
 from etameter.prompts.nightly.windows import Window
+from etameter.serving import cpu_engine
 from tests.prompts import ab_bench
 from tests.prompts.upstream import Upstream, running
 
@@ -129,9 +130,9 @@ def test_a_vllm_for_cpus_is_called_past_its_own_program(tmp_path: Path, monkeypa
     monkeypatch.setenv("PATH", str(tmp_path))
     assert external.installed("vllm") == (str(program),)
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
-    monkeypatch.setattr(external.cpu_engine, "installed_version", lambda: "0.32.0+cpu")
+    monkeypatch.setattr(cpu_engine, "installed_version", lambda: "0.32.0+cpu")
     assert external.installed("vllm") == (str(tmp_path / "python"), "-m", "etameter.serving.bench_serve")
-    monkeypatch.setattr(external.cpu_engine, "installed_version", lambda: "0.33.0")
+    monkeypatch.setattr(cpu_engine, "installed_version", lambda: "0.33.0")
     assert external.installed("vllm") == (str(program),)
 
 
@@ -152,6 +153,10 @@ def test_a_tap_passes_everything_on_and_knows_questions_from_looks() -> None:
             assert tap.first_ns is None
             async with session.post(f"{tap.url}/v1/chat/completions", json=BODY) as response:
                 await response.read()
+            answered_ns = tap.last_ns
+            async with session.get(f"{tap.url}/v1/models") as response:
+                await response.read()
+            assert tap.last_ns == answered_ns, "nor does a look afterwards make the load longer"
             return tap, before, looked
 
     tap, before, looked = asyncio.run(main())

@@ -149,4 +149,5 @@ def test_only_boards_with_a_data_sheet_have_a_peak(
 
 def test_idle_power() -> None:
     (figure,) = of_idle("idle-before", [Window(0, 10 * S, 700.0), Window(10 * S, 20 * S, 720.0)], "measured")
-    assert (figure.value, figure.metric, figure.n) == (pytest.approx(71.0), "power_w", 2)
+    assert figure.value == pytest.approx(71.0)
+    assert (figure.metric, figure.n) == ("power_w", 2)

@@ -14,6 +14,7 @@ from etameter.prompts.nightly import deck, load
 from etameter.prompts.nightly.deck import Question
 from etameter.prompts.nightly.load import Load, ask
 from etameter.prompts.nightly.windows import Reply
+from etameter.prompts.tasks import Task
 from tests.prompts import ab_bench
 from tests.prompts.upstream import Upstream, running
 
@@ -89,7 +90,12 @@ def test_a_reply_has_its_tokens_its_text_and_its_receipt() -> None:
 def test_answers_are_checked_and_the_same_answer_once(monkeypatch: pytest.MonkeyPatch) -> None:
     looked: list[str] = []
     first = load._marked
-    monkeypatch.setattr(load, "_marked", lambda reply, task: looked.append(reply.text) or first(reply, task))
+
+    def look(reply: Reply, task: Task) -> Reply:
+        looked.append(reply.text)
+        return first(reply, task)
+
+    monkeypatch.setattr(load, "_marked", look)
     right, wrong = (Reply(0, 9, (1, 2, 3), text=text, task="t1") for text in ("It is 42.", "It is 41."))
     failed = Reply(0, 9, failure="timeout", task="t1")
     done = load.marked([right, wrong, right, failed], TASKS)
