@@ -113,7 +113,7 @@ async def look_at(endpoint: Endpoint, model: str, case: Case) -> Found:
         except Refused:
             return nothing("server_cannot_continue", asked)
         asked += 1
-        if checkers.check(case.checker, after.text.strip() or after.reasoning).correct is True:
+        if checkers.check(case.checker, said_after(after)).correct is True:
             holds = half
         else:
             fails = half
@@ -138,6 +138,11 @@ def parted(answer: Answer) -> tuple[str, str]:
         return answer.reasoning, answer.text
     before, close, after = answer.text.partition(CLOSE)
     return (before.removeprefix(OPEN).strip(), after) if close else ("", answer.text)
+
+
+def said_after(answer: Answer) -> str:
+    """The answer after a beginning that closes its thinking: some servers take all of it for thinking, as they didn't see it open."""
+    return answer.text if answer.text.strip() else answer.reasoning
 
 
 def _first(thought: str, spans: int) -> str:

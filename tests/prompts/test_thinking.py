@@ -9,7 +9,7 @@ import pytest
 
 from etameter.errors import EtameterError
 from etameter.prompts.endpoint import Answer
-from etameter.prompts.thinking import CLOSE, OPEN, Found, as_row, cases, look, parted, summary
+from etameter.prompts.thinking import CLOSE, OPEN, Found, as_row, cases, look, parted, said_after, summary
 from tests.prompts.upstream import Script, Upstream, running
 
 pytestmark = pytest.mark.unit
@@ -92,6 +92,7 @@ def test_thinking_is_what_the_server_tells_apart_or_what_is_marked() -> None:
     assert parted(answer(f"{OPEN}Hm.{CLOSE}So.")) == ("Hm.", "So.")
     assert parted(answer(f"Hm.{CLOSE}So.")) == ("Hm.", "So."), "some templates open it in the prompt"
     assert parted(answer("So.")) == ("", "So.")
+    assert (said_after(answer("So.", "Hm.")), said_after(answer(" ", "So."))) == ("So.", "So.")
 
 
 def test_a_summary_is_of_means(tmp_path: Path) -> None:
