@@ -85,6 +85,7 @@ def fleet() -> dict[str, Any]:
                     "{{model_name}} ({{source}})",
                 ),
                 span=12,
+                height=6,
             ),
             bars(
                 "Money by model",
@@ -95,6 +96,7 @@ def fleet() -> dict[str, Any]:
                     "{{model_name}}, {{currency}} ({{source}})",
                 ),
                 span=12,
+                height=6,
                 empty=NO_PRICE,
             ),
             bars(
@@ -106,6 +108,7 @@ def fleet() -> dict[str, Any]:
                     "{{model_name}} ({{source}})",
                 ),
                 span=12,
+                height=6,
                 empty=NO_INTENSITY,
             ),
             lines(
@@ -116,6 +119,7 @@ def fleet() -> dict[str, Any]:
                     "sum by (instance, domain, source) (rate(etameter_host_energy_joules_total[$__rate_interval]))",
                     "{{instance}}, {{domain}}",
                 ),
+                height=6,
                 empty=NO_RAPL,
             ),
         ],

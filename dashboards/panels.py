@@ -230,6 +230,7 @@ def rows(
             [
                 models.DynamicConfigValue(id_val="unit", value=unit),
                 models.DynamicConfigValue(id_val="decimals", value=0 if unit == "none" else 2),
+                models.DynamicConfigValue(id_val="noValue", value="–"),  # of a cell; the panel's own is of the whole
             ],
         )
     renamed = {f"Value #{letter}": name for letter, (name, _, _) in zip(letters, columns, strict=True)}

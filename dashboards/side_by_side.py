@@ -141,6 +141,7 @@ def side_by_side() -> dict[str, Any]:
                 most=1.0,
                 empty=NOT_CLASSIFIED,
                 colours=ARMS,
+                span=8,
             ),
             lines(
                 "Slack",
@@ -149,6 +150,21 @@ def side_by_side() -> dict[str, Any]:
                 query(f"sum by (model_name, arm, source) (etameter:slack_share:rate5m{{{ARM}}})", of_arm),
                 empty=NOT_CLASSIFIED,
                 colours=ARMS,
+                span=8,
+            ),
+            lines(
+                "What would be saved without slack and waste",
+                "Share of output energy, over five minutes, that would not have been spent: the marginal joules of slack. The rest of its joules are of "
+                "steps that others needed as well.",
+                "percentunit",
+                query(
+                    f"sum by (model_name, arm, source) (rate(etameter_slack_marginal_joules_total{{{ARM}}}[5m]))"
+                    f' / (sum by (model_name, arm, source) (rate(etameter_energy_joules_total{{phase="output", {ARM}}}[5m])) > 0)',
+                    of_arm,
+                ),
+                empty=NO_REQUESTS,
+                colours=ARMS,
+                span=8,
             ),
             rows(
                 "η by judges",
@@ -164,22 +180,9 @@ def side_by_side() -> dict[str, Any]:
                     for name, gauge in ((view, "etameter_eta_ratio"), (f"{view} ±", "etameter_eta_half_width_ratio"))
                 ),
                 by=("model_name", "arm"),
-                span=12,
-                height=8,
+                span=24,
+                height=7,
                 empty=NO_JUDGE,
-            ),
-            lines(
-                "What would be saved without slack and waste",
-                "Share of output energy, over five minutes, that would not have been spent: the marginal joules of slack. The rest of its joules are of "
-                "steps that others needed as well.",
-                "percentunit",
-                query(
-                    f"sum by (model_name, arm, source) (rate(etameter_slack_marginal_joules_total{{{ARM}}}[5m]))"
-                    f' / (sum by (model_name, arm, source) (rate(etameter_energy_joules_total{{phase="output", {ARM}}}[5m])) > 0)',
-                    of_arm,
-                ),
-                empty=NO_REQUESTS,
-                colours=ARMS,
             ),
         ],
         since="now-1h",
