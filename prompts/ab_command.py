@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 
 from etameter import config
+from etameter.carbon import footprint_of
 from etameter.demo_report import Progress
 from etameter.errors import EngineError, ExperimentError
 from etameter.joules import Joules
@@ -121,6 +122,7 @@ def run(wishes: Wishes, server: Server, *, out: Path | None, resume: Path | None
     folder = resume or out or Path(f"etameter-ab-{datetime.now(UTC):%Y%m%d-%H%M%S}")
     wanted = None
     report.drawable()
+    footprint = footprint_of(config.load().footprint)
     try:
         with interruptible(), Progress() as progress:
             wanted = (
@@ -128,7 +130,7 @@ def run(wishes: Wishes, server: Server, *, out: Path | None, resume: Path | None
             )
             _measure(wanted, server, progress)
             progress.begin("drawing conclusions")
-            record = results.conclude(folder)
+            record = results.conclude(folder, footprint)
             progress.end()
     except KeyboardInterrupt:
         if wanted is not None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from etameter.errors import ExperimentError
+from etameter.footprint import Footprint
 
 from . import journal, report, verdict
 from .across import Taken
@@ -19,8 +20,8 @@ BLOCKS_FILE: Final = "blocks.parquet"
 REQUESTS_FILE: Final = "requests.parquet"
 
 
-def conclude(folder: Path) -> Record:
-    """Writes everything that follows from the journal, and returns it. The same journal gives the same files.
+def conclude(folder: Path, footprint: Footprint) -> Record:
+    """Writes everything that follows from the journal, and returns it. The same journal and factors give the same files.
 
     Raises:
         ExperimentError: the folder holds no run, or it is damaged.
@@ -44,7 +45,7 @@ def conclude(folder: Path) -> Record:
         "analysis": asdict(analysis),
     }
     (folder / RUN_FILE).write_text(json.dumps(whole, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    record = Record(plan, tuple(blocks), tuple(outcomes), analysis, about, told.watts)
+    record = Record(plan, tuple(blocks), tuple(outcomes), analysis, about, told.watts, footprint)
     report.write(record, folder)
     return record
 

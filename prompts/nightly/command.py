@@ -15,11 +15,13 @@ from typing import Any, Final
 from rich.console import Console
 
 from etameter import config, doctor
+from etameter.carbon import footprint_of
 from etameter.counters import Counter
 from etameter.counters.nvml_facts import Informant
 from etameter.demo_report import Progress
 from etameter.errors import CounterError, EngineError, EtameterError, ExperimentError, NightError
 from etameter.findings import Diagnosis, diagnosis_of
+from etameter.footprint import Footprint
 from etameter.joules import Joules
 from etameter.nightly_section import NightlySection
 from etameter.prompts import arms as arms_module
@@ -99,12 +101,13 @@ def run(file: Path, *, sweep: bool, as_json: bool) -> int:
     Raises:
         EtameterError: the night could not be begun; one line says what to mend.
     """
-    plan = planned(config.load(file).nightly, sweep=sweep)
+    whole = config.load(file)
+    plan, footprint = planned(whole.nightly, sweep=sweep), footprint_of(whole.footprint)
     runs = plan.section.runs or config.state_dir() / "runs"
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     with interruptible(), Progress() as progress:
         night, folder = _night(plan, runs, progress, _Teller(console))
-    verdict = _judged(night, folder, plan.section, console)
+    verdict = _judged(night, folder, plan.section, footprint, console)
     if as_json:
         sys.stdout.write(json.dumps(outlets.told(night, verdict), ensure_ascii=False) + "\n")
     else:
@@ -112,12 +115,12 @@ def run(file: Path, *, sweep: bool, as_json: bool) -> int:
     return verdict.exit_code
 
 
-def _judged(night: Night, folder: Path, section: NightlySection, console: Console) -> Verdict:
+def _judged(night: Night, folder: Path, section: NightlySection, footprint: Footprint, console: Console) -> Verdict:
     """By the nights before it, written down and told to whoever the configuration names. What goes wrong with that is said and changes nothing."""
     before = history.nights(folder.parent, night.run.name)
     verdict = judge(before, night)
     try:
-        conclude(night, verdict, before, folder)
+        conclude(night, verdict, before, folder, footprint)
     except (OSError, ExperimentError) as error:
         console.print(f"the verdict could not be written: {error}")
     for failed in outlets.send(section, night, verdict):

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from etameter.footprint import Footprint
+
 from . import outlets
 from .history import VERDICT_FILE
 from .night import Night
@@ -16,7 +18,7 @@ MARKDOWN_FILE: Final = "report.md"
 JUNIT_FILE: Final = "junit.xml"
 
 
-def conclude(night: Night, verdict: Verdict, before: Sequence[Night], folder: Path) -> None:
+def conclude(night: Night, verdict: Verdict, before: Sequence[Night], folder: Path, footprint: Footprint) -> None:
     """Writes what came of the night. `before`: the nights of its job, oldest first.
 
     Raises:
@@ -27,7 +29,7 @@ def conclude(night: Night, verdict: Verdict, before: Sequence[Night], folder: Pa
     written = {
         MARKDOWN_FILE: outlets.markdown(night, verdict),
         JUNIT_FILE: outlets.junit(night, verdict),
-        PAGE_FILE: page(night, verdict, before),
+        PAGE_FILE: page(night, verdict, before, footprint),
         VERDICT_FILE: f"{told}\n",
     }
     for name, text in written.items():

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from etameter import config
+from etameter.carbon import footprint_of
 from etameter.errors import NightError
 from etameter.prompts.visible import visible
 
@@ -94,9 +95,10 @@ def reported(location: str, run_id: str | None, name: str | None, out: Path) -> 
         found = history.nights(folder, name)
     if not found:
         raise NightError(f"{location} holds no run that has ended", "name the one that `etameter nightly` writes to")
+    footprint = footprint_of(config.load().footprint)
     night = found[-1] if run_id is None else history.one(found, run_id)
     before = [each for each in found if each.run.name == night.run.name and each.run.run_id < night.run.run_id]
-    out.write_text(page(night, judge(before, night), before), encoding="utf-8")
+    out.write_text(page(night, judge(before, night), before, footprint), encoding="utf-8")
     return 0
 
 

@@ -3,12 +3,15 @@
 from collections.abc import Iterator, Sequence
 from typing import Final
 
+from etameter.footprint import Footprint
 from etameter.prompts.report import svg
 from etameter.prompts.report.figure import Cell
 from etameter.prompts.report.markup import Html, join, tag
 from etameter.prompts.report.page import document
 from etameter.prompts.report.sections import table
+from etameter.prompts.report.worldly import Spent, worldly
 
+from .foretold import foretold
 from .metrics import METRICS
 from .night import Night
 from .rows import Figure
@@ -17,10 +20,11 @@ from .wording import SIMULATED, number, percent, sentences
 
 SHOWN_NIGHTS: Final = 60
 _HEIGHT_IN: Final = 2.3
+_ANSWERS: Final = {"j_per_question": "answers", "j_per_correct_answer": "correct answers"}
 _COLOURS: Final = {"worse": svg.SERIES[0], "better": svg.SERIES[2]}
 
 
-def page(night: Night, verdict: Verdict, before: Sequence[Night]) -> str:
+def page(night: Night, verdict: Verdict, before: Sequence[Night], footprint: Footprint) -> str:
     """The whole document. `before`: nights of the same job, oldest first; those that are compared with are drawn.
 
     Raises:
@@ -40,11 +44,13 @@ def page(night: Night, verdict: Verdict, before: Sequence[Night]) -> str:
         f"etameter: {title}",
         heading,
         SIMULATED if run.source == "simulated" else None,
-        list(_sections(night, verdict, before)),
+        list(_sections(night, verdict, before, footprint)),
     )
 
 
-def _sections(night: Night, verdict: Verdict, before: Sequence[Night]) -> Iterator[tuple[str, str, Html]]:
+def _sections(
+    night: Night, verdict: Verdict, before: Sequence[Night], footprint: Footprint
+) -> Iterator[tuple[str, str, Html]]:
     said = [tag("p", sentence) for sentence in sentences(night.run, verdict)]
     yield "verdict", "What came out", tag("div", *said, class_="verdict")
     compared = [each for each in before if each.run.run_id in verdict.compared][-SHOWN_NIGHTS:]
@@ -57,9 +63,23 @@ def _sections(night: Night, verdict: Verdict, before: Sequence[Night]) -> Iterat
         yield "trends", "Night after night", tag("div", *drawn, class_="figures")
     if verdict.changes:
         yield "changes", "Series by series", _changes(verdict)
+    if (made := foretold([*compared, night])) is not None:
+        yield "foretold", "What the documents foretell", made
+    if (made := worldly(_spent(night), footprint)) is not None:
+        yield "world", "Energy, money and CO2", made
     for stage in dict.fromkeys(figure.stage for figure in night.figures):
         yield f"stage-{stage.replace('/', '-')}", stage, _stage(night, stage)
     yield "conditions", "What it was measured on", _conditions(night)
+
+
+def _spent(night: Night) -> Iterator[Spent]:
+    """By the counters: the whole night, and a thousand answers of each stage."""
+    source = night.run.source
+    if source is not None:
+        yield Spent("the whole night", night.run.energy_j, source)
+    for figure in night.figures:
+        if figure.metric in _ANSWERS and figure.value is not None:
+            yield Spent(f"{figure.stage}: 1,000 {_ANSWERS[figure.metric]}", 1000 * figure.value, figure.source)
 
 
 def _trend(change: Change, nights: Sequence[Night], place: int) -> Html:

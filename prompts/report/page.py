@@ -12,6 +12,7 @@ from .markup import Html, join, tag
 from .reasons import reasons
 from .record import Record
 from .wording import Wording
+from .worldly import Spent, worldly
 
 POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'"
 """A browser that heeds it would run nothing and load nothing, whatever an answer had got onto the page."""
@@ -63,6 +64,8 @@ def _sections(
         yield "figures", "In pictures", tag("div", *(pictured(*each) for each in drawn), class_="figures")
     if record.analysis.parts:
         yield "results", "Arm by arm", sections.results(record, wording)
+    if (made := _world(record)) is not None:
+        yield "world", "Energy, money and CO2", made
     if (made := reasons(record, wording)) is not None:
         yield "reasons", "Where it comes from", made
     if (made := sections.etas(record)) is not None:
@@ -85,6 +88,19 @@ def pictured(figure: Figure, picture: Html) -> Html:
         tag("details", tag("summary", "The same in numbers"), numbers),
         id=f"figure-{figure.name}",
     )
+
+
+def _world(record: Record) -> Html | None:
+    """Of the part that stands for the run, by the counters."""
+    source = record.analysis.source
+    if record.shown is None or source is None:
+        return None
+    spent = []
+    for arm in record.shown.arms:
+        per_correct = arm.joules_per_correct
+        spent.append(Spent(f"{arm.arm}: 1,000 correct answers", per_correct and 1000 * per_correct, source))
+        spent.append(Spent(f"{arm.arm}: all that was asked", arm.energy_j, source))
+    return worldly(spent, record.footprint)
 
 
 def _when(record: Record) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from etameter.footprint import Footprint
 from etameter.prompts.analysis import Analysis, ArmFinding, PartFinding
 from etameter.prompts.plan import Plan
 from etameter.prompts.tables import BlockRow, Outcome, kept
@@ -22,6 +23,8 @@ class Record:
     """Where and with what it was run: GPU, driver, clocks, versions, hash of the model, options."""
     watts: Mapping[tuple[int, int], Sequence[float | None]]
     """(block, attempt) → mean power of each of its seconds; None where the counters don't tell."""
+    footprint: Footprint
+    """What turns joules into money and CO2, as configured when the report is made."""
 
     @property
     def simulated(self) -> bool:

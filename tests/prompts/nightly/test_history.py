@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from etameter.cli import app
 from etameter.errors import NightError
+from etameter.footprint import Footprint
 from etameter.prompts.nightly import conclusion, history, night
 from etameter.prompts.nightly.night import Night
 from etameter.prompts.nightly.verdict import judge
@@ -31,7 +32,7 @@ def kept(folder: Path, *values: float, **told: Any) -> list[Night]:
         where = folder / one.run.run_id
         where.mkdir(parents=True)
         night.write(where, one)
-        conclusion.conclude(one, judge(made, one), made, where)
+        conclusion.conclude(one, judge(made, one), made, where, Footprint())
         made.append(one)
     return made
 

@@ -12,6 +12,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from etameter.errors import NightError
+from etameter.footprint import Footprint
 from etameter.nightly_section import NightlySection
 from etameter.prompts.nightly import outlets, schedule
 from etameter.prompts.nightly.night import Night
@@ -101,7 +102,7 @@ def test_the_exit_code_is_that_of_the_verdict() -> None:
 
 
 def test_the_page_loads_nothing_and_is_marked() -> None:
-    text = page(WORSE, VERDICT, BEFORE)
+    text = page(WORSE, VERDICT, BEFORE, Footprint())
     assert "<script" not in text
     assert "http://" not in text.replace("http://www.w3.org", "")
     assert "SIMULATED: no joule or watt here is a measurement of hardware." in text

@@ -6,6 +6,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from etameter.footprint import Footprint
 from etameter.prompts.analysis import (
     AccuracyOf,
     Against,
@@ -34,6 +35,9 @@ CATEGORIES = ("arithmetic", "code", "factual")
 TASKS = tuple((f"{category}-{number}", category) for category in CATEGORIES for number in range(6))
 WORDY = "Sure! I'd be happy to help with that.\n\n{answer}\n\nI hope this helps! Let me know if you have any other questions."
 SECOND_NS = 1_000_000_000
+
+
+NO_FACTORS = Footprint()
 
 
 def plan(**changes: Any) -> Plan:
@@ -341,12 +345,12 @@ def watts(blocks: list[BlockRow]) -> dict[tuple[int, int], list[float | None]]:
     return told
 
 
-def record(source: Source = "measured", *, texts: bool = True) -> Record:
+def record(source: Source = "measured", *, texts: bool = True, footprint: Footprint = NO_FACTORS) -> Record:
     blocks, outcomes = rows(source, texts=texts)
-    return Record(plan(), tuple(blocks), tuple(outcomes), analysis(source), ABOUT, watts(blocks))
+    return Record(plan(), tuple(blocks), tuple(outcomes), analysis(source), ABOUT, watts(blocks), footprint)
 
 
 def empty() -> Record:
     """The server was gone before anything was answered."""
     nothing = replace(analysis("measured"), source=None, parts=(), sentences=("No block was run: nothing is claimed.",))
-    return Record(plan(), (), (), nothing, {}, {})
+    return Record(plan(), (), (), nothing, {}, {}, NO_FACTORS)
