@@ -65,6 +65,7 @@ class Plan:
     suite: Suite
     arms: tuple[Arm, ...]
     arrivals: tuple[deck.Arrival, ...]
+    footprint: Footprint
     sweep: bool
 
     @property
@@ -102,12 +103,12 @@ def run(file: Path, *, sweep: bool, as_json: bool) -> int:
         EtameterError: the night could not be begun; one line says what to mend.
     """
     whole = config.load(file)
-    plan, footprint = planned(whole.nightly, sweep=sweep), footprint_of(whole.footprint)
+    plan = planned(whole.nightly, footprint_of(whole.footprint), sweep=sweep)
     runs = plan.section.runs or config.state_dir() / "runs"
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     with interruptible(), Progress() as progress:
         night, folder = _night(plan, runs, progress, _Teller(console))
-    verdict = _judged(night, folder, plan.section, footprint, console)
+    verdict = _judged(night, folder, plan.section, plan.footprint, console)
     if as_json:
         sys.stdout.write(json.dumps(outlets.told(night, verdict), ensure_ascii=False) + "\n")
     else:
@@ -141,7 +142,7 @@ class _Teller:
         self._said = words
 
 
-def planned(section: NightlySection, *, sweep: bool) -> Plan:
+def planned(section: NightlySection, footprint: Footprint, *, sweep: bool) -> Plan:
     """Raises EtameterError where the configuration names what is not there."""
     suite = load_suite(section.suite) if section.suite in suites() else load(Path(section.suite)).suite
     arms = tuple(arms_module.find(name) for name in section.arms)
@@ -153,7 +154,7 @@ def planned(section: NightlySection, *, sweep: bool) -> Plan:
             "a server that runs already can't be started with another max_num_seqs",
             "leave nightly.url out, or set nightly.sweep_max_num_seqs = []",
         )
-    return Plan(section, suite, arms, arrivals, sweep)
+    return Plan(section, suite, arms, arrivals, footprint, sweep)
 
 
 def _night(plan: Plan, runs: Path, progress: Progress, tell: Callable[[str], None]) -> tuple[Night, Path]:
@@ -304,6 +305,7 @@ class _Session:
             boards,
             told,
             self.kept,
+            self.plan.footprint,
             self.tell,
         )
         names = [each.board_name for each in joules.counters]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from etameter.errors import ExperimentError, NightError
+from etameter.footprint import Footprint
 from etameter.joules import Joules
 from etameter.nightly_section import NightlySection
 from etameter.prompts import journal as ab_journal
@@ -53,6 +54,7 @@ class Switchback:
     boards: Boards
     machine: Mapping[str, Any]
     journal: Journal
+    footprint: Footprint
     tell: Callable[[str], None]
 
     async def run(self, stint: Stint) -> tuple[list[StageRow], list[Figure]]:
@@ -80,7 +82,7 @@ class Switchback:
                 tell=lambda state: self.tell(f"{stint.name}: {state.doing}"),
             )
             await experiment.run()
-        record = await asyncio.to_thread(results.conclude, folder)
+        record = await asyncio.to_thread(results.conclude, folder, self.footprint)
         session = self.journal.session_number
         attempt = self.journal.told.begun[stint.name] - 1
         rows = [_row(stint.name, block, number, attempt, session) for number, block in _numbered(record.blocks)]
