@@ -6,13 +6,14 @@ from types import ModuleType
 from etameter import cli
 from etameter.prompts import endpoint, report
 from etameter.prompts.experiment import Patience
-from etameter.prompts.nightly import beside, command, load, runner, switchback
+from etameter.prompts.nightly import beside, command, load, runner, steady, switchback
 
 HURRY: tuple[tuple[ModuleType, str, object], ...] = (
     (endpoint, "_POLL_S", 0.01),
     (command, "DOCTOR_S", 0.2),
     (runner, "REST_S", 0.0),
     (load, "BREATH_S", 0.0),
+    (steady, "LEVEL_CV", 0.15),
     (switchback, "SHORT", Patience(0.1, 0.0, 0.1, 1.0)),
     (beside, "installed", lambda: False),
     (report, "write", lambda *_: []),
