@@ -20,7 +20,8 @@ OF_TARGETS = frozenset({"job", "instance", "environment", "le"})
 """Labels that every metric may have, whoever scrapes it."""
 SUFFIXES = ("_bucket", "_count", "_sum")
 """Of what a histogram is told by."""
-GRAFANA_SPANS = re.compile(r"\$__(rate_interval|interval|range)\b")
+GRAFANA_SPANS = re.compile(r"\$__(rate_interval|range)\b")
+"""Times that hold several scrapes. `$__interval` may hold a single one, of which there is no rate."""
 
 
 class RuleError(EtameterError):

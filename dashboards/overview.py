@@ -20,6 +20,7 @@ from etameter.dashboards.panels import (
 
 NOT_CLASSIFIED = "No answer was classified: the server must be allowed to tell texts, see [meter] classify."
 NO_TOKENS = "No tokens within five minutes."
+NO_ENERGY = "No energy was settled within five minutes."
 NO_PRICE = "No price is configured, see [footprint] price."
 NO_INTENSITY = "No country or carbon intensity is configured, see [footprint] country."
 NO_CORRECT = "No audit's task was answered correctly within a day, see [eta]."
@@ -57,7 +58,7 @@ def _now() -> list[Any]:
         ),
         figure(
             "η is at most",
-            "Bound on lenient η over five minutes, weighed by output energy: the share of the output that may have been required or optional.",
+            "Bound on lenient η over five minutes, arms weighed by their output tokens: the share of the output that may have been required or optional.",
             "percentunit",
             query(
                 f"sum by (source) (etameter:eta_bound:rate5m{{{ARM}}} * etameter:output_tokens:rate5m{{{ARM}}})"
@@ -69,11 +70,11 @@ def _now() -> list[Any]:
         ),
         figure(
             "Unattributed",
-            "Share of the energy that no request, no idling and no start-up explains. Above 2 % an alert is raised.",
+            "Share of the energy that no request, no idling and no start-up explains, of the worst GPU. Above 2 % an alert is raised.",
             "percentunit",
             query(f"max by (source) (etameter:unattributed_share:rate5m{{{DEVICE}}})", "{{source}}"),
             thresholds=((-math.inf, GOOD), (0.01, DOUBTFUL), (0.02, BAD)),
-            empty="Nothing was unattributed.",
+            empty=NO_ENERGY,
         ),
         figure(
             "Idle",

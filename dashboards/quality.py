@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from etameter.dashboards.board import ARM, DEVICE, GPU, OF, board
-from etameter.dashboards.overview import TOO_FEW_AUDITS
+from etameter.dashboards.overview import NO_ENERGY, TOO_FEW_AUDITS
 from etameter.dashboards.panels import (
     BAD,
     BLUE,
@@ -42,12 +42,12 @@ def _balance() -> list[Any]:
     return [
         figure(
             "Unattributed",
-            "Share of the energy that no request, no idling and no start-up explains, over five minutes.",
+            "Share of the energy that no request, no idling and no start-up explains, over five minutes, of the worst GPU.",
             "percentunit",
             query(f"max by (source) (etameter:unattributed_share:rate5m{{{DEVICE}}})", "{{source}}"),
             thresholds=((-math.inf, GOOD), (0.01, DOUBTFUL), (0.02, BAD)),
             span=6,
-            empty="Nothing was unattributed.",
+            empty=NO_ENERGY,
         ),
         figure(
             "Balance residual",
@@ -90,7 +90,7 @@ def _balance() -> list[Any]:
                 "{{cause}}",
             ),
             stacked=True,
-            empty="Nothing was unattributed.",
+            empty=NO_ENERGY,
             colours=USES,
         ),
         lines(

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from grafana_foundation_sdk.builders.prometheus import Dataquery
+
 from etameter.dashboards.board import ARM, OF, board
 from etameter.dashboards.panels import ENDS, QUANTILES, heat, lines, query
 
@@ -10,8 +12,10 @@ MODEL_SOURCE = f'{MODEL}, source=~"$source"'
 NO_REQUESTS = "No request finished."
 
 
-def _buckets(histogram: str, selected: str, by: str) -> str:
-    return f"sum by ({by}) (increase({histogram}_bucket{{{selected}}}[$__interval]))"
+def _buckets(histogram: str, selected: str, by: str, *, exemplar: bool = False) -> Dataquery:
+    """Cells as wide as a rate needs: in the time of one scrape nothing increases."""
+    asked = f"sum by ({by}) (increase({histogram}_bucket{{{selected}}}[$__rate_interval]))"
+    return query(asked, exemplar=exemplar).interval("$__rate_interval")
 
 
 def _quantiles(histogram: str, selected: str, by: str, *, exemplar: bool = False) -> list[Any]:
@@ -36,7 +40,7 @@ def requests() -> dict[str, Any]:
                 "Joules per request",
                 "How many requests took how much. Points are single requests.",
                 "joule",
-                query(_buckets("etameter_request_energy_joules", ARM, "le, source"), exemplar=True),
+                _buckets("etameter_request_energy_joules", ARM, "le, source", exemplar=True),
                 empty=NO_REQUESTS,
             ),
             lines(
@@ -52,7 +56,7 @@ def requests() -> dict[str, Any]:
                 "Watt hours per output token",
                 "How many requests took how much for each output token after the first.",
                 "watth",
-                query(_buckets("etameter_request_wh_per_output_token", MODEL_SOURCE, "le, source")),
+                _buckets("etameter_request_wh_per_output_token", MODEL_SOURCE, "le, source"),
                 empty=NO_REQUESTS,
             ),
             lines(
@@ -68,14 +72,14 @@ def requests() -> dict[str, Any]:
                 "Time to first token",
                 "From a request's arrival at the engine to its first token.",
                 "s",
-                query(_buckets("etameter_time_to_first_token_seconds", MODEL, "le")),
+                _buckets("etameter_time_to_first_token_seconds", MODEL, "le"),
                 empty=NO_REQUESTS,
             ),
             heat(
                 "Time between tokens",
                 "Mean over each request.",
                 "s",
-                query(_buckets("etameter_inter_token_latency_seconds", MODEL, "le")),
+                _buckets("etameter_inter_token_latency_seconds", MODEL, "le"),
                 empty="No request with two tokens finished.",
             ),
             lines(

@@ -16,7 +16,7 @@ from etameter.dashboards.expressions import RULES
 from tests.meter.test_daemon import free_port
 
 VARIABLES = {"$model": ".*", "$arm": ".*", "$gpu": ".*", "$source": ".*"}
-SPANS = {"$__rate_interval": "15s", "$__interval": "5s", "$__range": "5m"}
+SPANS = {"$__rate_interval": "15s", "$__range": "5m"}
 """As Grafana would set them for some minutes of scrapes that are a second apart."""
 
 

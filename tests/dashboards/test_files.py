@@ -40,6 +40,13 @@ def test_a_changed_missing_or_foreign_file_is_stale(tmp_path: Path, monkeypatch:
     assert command.main(["--check"]) == 1
 
 
+@pytest.mark.parametrize("panel", [each for each in PANELS if each.values[0]["type"] == "heatmap"])
+def test_cells_of_a_heatmap_count_each_request_once(panel: dict[str, Any]) -> None:
+    [target] = panel["targets"]
+    assert target["interval"] == "$__rate_interval", "how wide a cell is"
+    assert "[$__rate_interval]" in target["expr"], "what it counts"
+
+
 def test_wrong_use_and_an_unknown_metric_are_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

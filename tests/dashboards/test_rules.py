@@ -67,6 +67,7 @@ def test_each_is_sound(name: str) -> None:
     ("expression", "complaint"),
     [
         ("sum(", "here can't be parsed (unclosed left parenthesis): write PromQL"),
+        ("rate(etameter_requests_total[$__interval])", "here can't be parsed"),
         ("rate(etameter_joule_total[5m])", "here asks for etameter_joule_total, which neither the meter tells"),
         (
             'rate(etameter_energy_joules_total{model="m"}[5m])',

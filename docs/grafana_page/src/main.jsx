@@ -8,7 +8,7 @@ import { Drawn } from "./panels.jsx";
 import { exemplars, series } from "./query.js";
 
 const asked = new URLSearchParams(location.search);
-const WIDTH = 1440, CELL = 38, GAP = 8, STEP = 5;
+const WIDTH = 1440, CELL = 38, GAP = 8, STEP = 15;
 
 async function filled(panel, from, to) {
   const step = panel.type === "heatmap" ? STEP : 1;
