@@ -194,6 +194,10 @@ def arithmetic() -> str:
             "of its free inputs could give it. A range holds where the value lies in it, and any claim that a measured interval reaches. Verdicts are computed. A dash: nothing is printed, or nothing was measured.\n"
         ),
     ]
+    parts.append(
+        "![Plots of the page: what if, η by condition, shares of a token's joules](images/arithmetic.png)\n\n"
+        "The top of that page, with a run of a small model on a simulated board as RUN: it is marked SIMULATED, and what rests on such joules says so.\n"
+    )
     for document, title in TITLES.items():
         rows = [_claim(each) for each in results if each.row.document == document]
         parts += [

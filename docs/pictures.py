@@ -1,4 +1,4 @@
-"""Takes the pictures of a report that the documents show: `python -m docs.pictures RUN/report.html`.
+"""Takes the pictures of a page that the documents show: `python -m docs.pictures RUN/report.html`, or `arithmetic.html`, as `etameter arithmetic --html` writes it.
 
 Needs Chromium (Debian's package chromium). What is in the pictures is what the run says; one of a simulated board says so on each.
 """
@@ -28,12 +28,16 @@ class View:
     dark: bool = False
 
 
-VIEWS = (
-    View("report-light", 1100, 0, 1700),
-    View("report-dark", 1100, 0, 1700, dark=True),
-    View("report-narrow", 390, 0, 2400),
-    View("report-wide", 1600, 0, 2300),
-)
+VIEWS = {
+    "report.html": (
+        View("report-light", 1100, 0, 1700),
+        View("report-dark", 1100, 0, 1700, dark=True),
+        View("report-narrow", 390, 0, 2400),
+        View("report-wide", 1600, 0, 2300),
+    ),
+    "arithmetic.html": (View("arithmetic", 1100, 0, 1500),),
+}
+"""By the name of the page's file."""
 
 
 def take(page: Path, view: View, folder: Path) -> Path:
@@ -69,11 +73,11 @@ def take(page: Path, view: View, folder: Path) -> Path:
 
 def main(arguments: list[str]) -> int:
     """Returns the exit code."""
-    if len(arguments) != 1 or not Path(arguments[0]).is_file():
-        print("docs.pictures: name a report: python -m docs.pictures RUN/report.html", file=sys.stderr)
+    if len(arguments) != 1 or not Path(arguments[0]).is_file() or Path(arguments[0]).name not in VIEWS:
+        print(f"docs.pictures: name a page: python -m docs.pictures DIR/{'|'.join(VIEWS)}", file=sys.stderr)
         return 2
     IMAGES.mkdir(exist_ok=True)
-    for view in VIEWS:
+    for view in VIEWS[Path(arguments[0]).name]:
         taken = take(Path(arguments[0]), view, IMAGES)
         print(f"{taken.relative_to(IMAGES.parent.parent)}: {taken.stat().st_size // 1000} kB")
     return 0

@@ -22,7 +22,7 @@ SIMULATED: Final = (
     "SIMULATED: what rests on simulated joules says so in its cell; no joule behind it is a measurement of hardware."
 )
 ETAS: Final = ("eta-unconstrained", "eta-entrace", "eta-seed", "eta-deterministic")
-_COLUMNS: Final = ("name", "claim", "printed", "recomputed", "unit", "verdict", "how, and why")
+_COLUMNS: Final = ("name", "claim", "verdict", "printed", "recomputed", "how, and why")
 
 
 def page(results: Sequence[Result], inputs: Inputs) -> str:
@@ -74,6 +74,7 @@ def _what_if(row: Row, inputs: Inputs) -> Figure:
         now = work_out(row, inputs).recomputed
         if now is not None:
             axes.axvline(now[0], color=svg.SERIES[0], linewidth=1.2)
+        axes.use_sticky_edges = False
         axes.margins(x=0.06)
         _named(axes, [bar.name for bar in reversed(bars)])
         axes.set_ylim(-0.6, len(bars) - 0.2)
@@ -142,7 +143,7 @@ def _shares(result: Result) -> Figure:
     return Figure(
         "shares",
         "What an output token's joules go to",
-        f"{ENERGY_SHARES.formula}. Coefficients, batch and context are {result.origin}: the table of inputs says which.",
+        f"{ENERGY_SHARES.formula}. The least certain of what goes into it is {result.origin}; the table of inputs says more.",
         ("part", "share"),
         tuple(cells),
         2.0,
@@ -163,11 +164,10 @@ def _claim(each: Result) -> tuple[str | Html, ...]:
     row = each.row
     return (
         row.name,
-        row.what,
+        f"{row.what}, {unit}" if (unit := report.named(row.unit)) else row.what,
+        each.verdict or report.DASH,
         report.figures(row.printed),
         report.recomputed(each),
-        report.named(row.unit),
-        each.verdict or report.DASH,
         f"{row.formula}; {each.reason}" if each.reason else row.formula,
     )
 
