@@ -39,7 +39,7 @@ ab: $(AB)  ## compare three ways of asking, to a report, under 20 minutes (MODEL
 	@$(BIN)/etameter ab $(MODEL) $(if $(URL),--url $(URL)) $(if $(OUT),--out $(OUT)) \
 		--suite small --arms unconstrained,entrace,concise --samples 1 --max-tokens 128 --concurrency 8 --closed-loop 12
 
-nightly-smoke: $(AB)  ## run every stage of a night once, some twelve minutes, beside the night before (no GPU needed)
+nightly-smoke: $(AB)  ## run every stage of a night, short; a budget ends it (no GPU needed)
 	@$(BIN)/etameter nightly benchmarks/nightly_smoke.toml
 
 gpu-check: $(CORE)  ## check the meter on this machine's GPU, 6 minutes (VLLM=1 adds a server)
