@@ -333,8 +333,8 @@ def test_an_engine_that_dies_in_mid_request_and_comes_back_pays_once(tmp_path: P
             (RECEIPT, "engine_lost"),
             (OTHER, "length"),
         ]
-        for paid, took_s in zip(rows, (first_s, second_s), strict=True):
-            assert paid.energy.energy_j < 2 * 250 * (took_s + 0.2)  # give or take the intervals that it begins and ends in
+        for paid, took_s in zip(rows, (first_s, second_s), strict=True):  # give or take where intervals begin and end
+            assert paid.energy.energy_j < 2 * 250 * (took_s + 0.2)
         booked_j = metric(meter, "etameter_energy_joules_total")
         assert booked_j == pytest.approx(sum(row.energy.energy_j for row in rows), rel=1e-9)
         assert_sound(meter)
