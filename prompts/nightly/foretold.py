@@ -1,4 +1,4 @@
-"""What the documents foretell, night by night: energy per useful output falls, and η rises."""
+"""What the documents foretell, night by night: energy per useful output, η, and the use of the machine."""
 
 from collections.abc import Iterator, Sequence
 from typing import Final
@@ -19,7 +19,7 @@ FORETOLD: Final = (
     "tokens_per_s_per_w",
     "mfu",
 )
-"""Metrics of which there is a prediction: the first falls, the others rise."""
+"""Metrics of which there is a prediction, and what bears on it."""
 
 
 def foretold(nights: Sequence[Night]) -> Html | None:
@@ -29,7 +29,10 @@ def foretold(nights: Sequence[Night]) -> Html | None:
         return None
     columns = ("run", "stage", *(f"{name}, {METRICS[name].unit}".removesuffix(", 1") for name in FORETOLD))
     return join(
-        tag("p", "They foretell that joules per correct answer fall, and that η and the use of the machine rise."),
+        tag(
+            "p",
+            "They foretell that joules per correct answer fall and η rises; beside these, how well the machine is used.",
+        ),
         table("Predictions over the nights", columns, rows),
     )
 

@@ -76,6 +76,18 @@ def test_unknown_keys_are_refused(text: str, said: str) -> None:
             "[meter]\nsimulate_gpu = 'b200'\n",
             "meter.simulate_gpu = 'b200' (etameter.toml) can't be used: it should be 'h100'",
         ),
+        (
+            "[footprint]\npue = 0.9\n",
+            "footprint.pue = 0.9 (etameter.toml) can't be used: it should be greater than or equal to 1",
+        ),
+        (
+            "[footprint]\nprice_per_kwh = -0.1\ncurrency = 'EUR'\n",
+            "footprint.price_per_kwh = -0.1 (etameter.toml) can't be used: it should be greater than or equal to 0",
+        ),
+        (
+            "[footprint]\ngrams_per_kwh = -1\n",
+            "footprint.grams_per_kwh = -1 (etameter.toml) can't be used: it should be greater than or equal to 0",
+        ),
         ("[serve]\nengine = '../x'\n", "serve.engine = '../x' (etameter.toml) can't be used: it should match pattern"),
         ("[arms.'a b']\n", "arms.a b = 'a b' (etameter.toml) can't be used: it should match pattern"),
         ("meter = 3\n", "meter = 3 (etameter.toml) can't be used: it should be a valid dictionary"),

@@ -2,8 +2,7 @@ import re
 
 import pytest
 
-from etameter.prompts.nightly.foretold import FORETOLD, foretold
-from etameter.prompts.nightly.metrics import METRICS
+from etameter.prompts.nightly.foretold import foretold
 from etameter.prompts.nightly.night import Night
 
 from .laid_out import figure, run
@@ -34,7 +33,3 @@ def test_a_line_a_night_of_the_stage_that_stands_for_it() -> None:
 def test_nothing_where_no_night_knows_any() -> None:
     assert foretold([_night("n1", None)]) is None
     assert foretold([]) is None
-
-
-def test_each_has_a_way_that_is_better() -> None:
-    assert [METRICS[name].better for name in FORETOLD] == ["lower", *["higher"] * (len(FORETOLD) - 1)]
