@@ -12,18 +12,20 @@ import math
 import sqlite3
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from etameter import readings
+from etameter import archived, readings
 from etameter.curves import Curve
 from etameter.errors import EtameterError
 from etameter.records import Balance, Edge, RequestEnergy, RequestRecord, Source
 from etameter.slack.labels import Waste
 from etameter.slack.reading import Reading
 
-SCHEMA_VERSION = 4
-"""Version 1 had no readings, version 2 no joules by time and no wastes, version 3 no audits; each becomes one of this version when it is opened to be written."""
+SCHEMA_VERSION = 5
+"""Version 1 had no readings, version 2 no joules by time and no wastes, version 3 no audits, version 4 no archive; each becomes one of this version
+when it is opened to be written."""
 _SCHEMA = """
 CREATE TABLE requests (
     boot_id TEXT NOT NULL, engine TEXT NOT NULL, engine_started_ns INTEGER NOT NULL, number INTEGER NOT NULL,
@@ -45,12 +47,12 @@ CREATE TABLE balances (
 ) STRICT;
 CREATE TABLE resume (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 """
-_SCHEMAS = (_SCHEMA, readings.SCHEMA, readings.UPGRADE, readings.AUDITS)
+_SCHEMAS = (_SCHEMA, readings.SCHEMA, readings.UPGRADE, readings.AUDITS, archived.SCHEMA)
 """What makes each version of the one before."""
 QUIET_ROW_NS = 60_000_000_000
 """Intervals without requests become one row of at most this length."""
 _LAST_BALANCE = "SELECT max(end_ns) FROM balances WHERE boot_id = ? AND gpu_uuid = ?"
-_INSERT_BALANCE = "INSERT INTO balances VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_INSERT_BALANCE = "INSERT INTO balances VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _QUIET_BALANCE = f"""
 SELECT unattributed FROM balances
 WHERE boot_id = :boot_id AND gpu_uuid = :gpu_uuid AND end_ns = :start_ns AND source = :source
@@ -58,7 +60,7 @@ WHERE boot_id = :boot_id AND gpu_uuid = :gpu_uuid AND end_ns = :start_ns AND sou
 """  # noqa: S608  # a number of our own
 _EXTEND_BALANCE = """
 UPDATE balances SET end_ns = :end_ns, measured_j = measured_j + :measured_j, idle_j = idle_j + :idle_j,
-    engine_overhead_j = engine_overhead_j + :engine_overhead_j, unattributed = :unattributed
+    engine_overhead_j = engine_overhead_j + :engine_overhead_j, unattributed = :unattributed, wall_time = :wall_time
 WHERE boot_id = :boot_id AND gpu_uuid = :gpu_uuid AND end_ns = :start_ns
 """
 _INSERT_REQUEST = (
@@ -88,6 +90,8 @@ class RequestRow:
 
 RequestValues = tuple[Any, ...]
 """The same as the table has it, but for boot and wall time. See `request_row`."""
+KEY_VALUES, RECEIPT_ID_VALUE = 3, 4
+"""Of its values, and of those of `RunningValues`, so many at the head name the request; at that place `RequestValues` have the receipt's id."""
 RunningValues = tuple[Any, ...]
 """What has changed in a row that the table has: engine, engine_started_ns, number, then values for `RUNNING`."""
 RUNNING = (
@@ -116,6 +120,10 @@ class Resume:
     """Fitted energy and time coefficients by `devices.fit_key`: the prior of an engine that agrees in it."""
     engine: str = ""
     """Empty in ledgers from when a meter had one engine."""
+
+
+SettledValues = tuple[Iterable[tuple[Balance, Source]], Iterable[RequestValues], Resume, Iterable[RunningValues]]
+"""A batch: its balances, whole rows, place, and changes of rows that were written before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +205,7 @@ class Ledger:
         found: Iterable[readings.Found] = (),
         wastes: Iterable[tuple[str, Waste]] = (),
     ) -> None:
-        """Write one settled batch, whole or not at all. `wall_time` (s since 1970) is metadata of its requests.
+        """Write one settled batch, whole or not at all. `wall_time` (s since 1970) is metadata of its rows.
 
         `requests` are whole rows, `running` changes of rows that were written before; `found` is what was found in responses since,
         and `wastes` what the server said became of some.
@@ -206,16 +214,27 @@ class Ledger:
             sqlite3.Error: nothing was written; the same batch may be given again.
             sqlite3.IntegrityError: an interval of it was settled before.
         """
+        self.settle_together([(balances, requests, resume, running)], wall_time, found, wastes)
+
+    def settle_together(
+        self,
+        batches: Iterable[SettledValues],
+        wall_time: float,
+        found: Iterable[readings.Found] = (),
+        wastes: Iterable[tuple[str, Waste]] = (),
+    ) -> None:
+        """Write some settled batches, in their order, all of them or none. See `settle`."""
         with self._db:
             self._db.execute("BEGIN IMMEDIATE")
-            for balance, source in balances:
-                self._add_balance(balance, source, resume.boot_id)
-            self._db.executemany(_UPDATE_REQUEST, [(*each, resume.boot_id, wall_time) for each in running])
-            self._db.executemany(_INSERT_REQUEST, [(resume.boot_id, *each, wall_time) for each in requests])
+            for balances, requests, resume, running in batches:
+                for balance, source in balances:
+                    self._add_balance(balance, source, resume.boot_id, wall_time)
+                self._db.executemany(_UPDATE_REQUEST, [(*each, resume.boot_id, wall_time) for each in running])
+                self._db.executemany(_INSERT_REQUEST, [(resume.boot_id, *each, wall_time) for each in requests])
+                self._db.execute(
+                    "INSERT OR REPLACE INTO resume VALUES (?, ?)", (resume.engine or "resume", resume_text(resume))
+                )
             readings.write(self._db, found, wastes)
-            self._db.execute(
-                "INSERT OR REPLACE INTO resume VALUES (?, ?)", (resume.engine or "resume", resume_text(resume))
-            )
 
     def note(self, found: Iterable[readings.Found], wastes: Iterable[tuple[str, Waste]]) -> None:
         """Write what came to be known after the last batch. Raises sqlite3.Error."""
@@ -223,16 +242,16 @@ class Ledger:
             self._db.execute("BEGIN IMMEDIATE")
             readings.write(self._db, found, wastes)
 
-    def _add_balance(self, balance: Balance, source: Source, boot_id: str) -> None:
+    def _add_balance(self, balance: Balance, source: Source, boot_id: str, wall_time: float) -> None:
         (settled_ns,) = self._db.execute(_LAST_BALANCE, (boot_id, balance.gpu_uuid)).fetchone()
         if (
             settled_ns is not None and balance.end_ns <= settled_ns
         ):  # the key alone doesn't know what a longer row took in
             raise sqlite3.IntegrityError(f"{balance.gpu_uuid} is settled until {settled_ns} ns, {balance} came again")
-        if balance.attributed_j != 0.0 or not self._extend_quiet_row(balance, source, boot_id):
-            self._db.execute(_INSERT_BALANCE, _balance_row(balance, source, boot_id))
+        if balance.attributed_j != 0.0 or not self._extend_quiet_row(balance, source, boot_id, wall_time):
+            self._db.execute(_INSERT_BALANCE, (*_balance_row(balance, source, boot_id), wall_time))
 
-    def _extend_quiet_row(self, balance: Balance, source: Source, boot_id: str) -> bool:
+    def _extend_quiet_row(self, balance: Balance, source: Source, boot_id: str, wall_time: float) -> bool:
         """Add an interval without requests to the row before it; False where that is of another kind, or full."""
         about: dict[str, object] = {
             "gpu_uuid": balance.gpu_uuid,
@@ -243,6 +262,7 @@ class Ledger:
             "engine_overhead_j": balance.engine_overhead_j,
             "source": source,
             "boot_id": boot_id,
+            "wall_time": wall_time,
         }
         before = self._db.execute(_QUIET_BALANCE, about).fetchone()
         if before is None:
@@ -274,30 +294,37 @@ class Ledger:
         return self._select(_SELECT_ALL, ())
 
     def totals(self) -> Totals:
-        """Both sides of the balance, each summed from what was persisted."""
+        """Both sides of the balance, each summed from what was persisted, be it here or in the archive by now."""
         self._db.execute("BEGIN")  # one moment for all of them, though a meter may be writing
         try:
+            moved = archived.read(self._db, self._version)
             (requests,) = self._db.execute("SELECT count(*) FROM requests").fetchone()
             causes: dict[str, list[float]] = {}
-            for (text,) in self._db.execute("SELECT unattributed FROM balances WHERE unattributed != '{}'"):
-                for cause, joules in json.loads(text).items():
+            texts = self._db.execute("SELECT unattributed FROM balances WHERE unattributed != '{}'")
+            here = (json.loads(text) for (text,) in texts)
+            for lost in (*(sums.unattributed_j_by_cause for sums in moved), *here):
+                for cause, joules in lost.items():
                     causes.setdefault(cause, []).append(joules)
+            sources = [source for (source,) in self._db.execute("SELECT DISTINCT source FROM balances")]
             return Totals(
-                requests_j=self._sum("prompt_j + output_j", "requests"),
-                idle_j=self._sum("idle_j", "balances"),
-                engine_overhead_j=self._sum("engine_overhead_j", "balances"),
+                requests_j=self._sum("prompt_j + output_j", "requests", (sums.requests_j for sums in moved)),
+                idle_j=self._sum("idle_j", "balances", (sums.idle_j for sums in moved)),
+                engine_overhead_j=self._sum(
+                    "engine_overhead_j", "balances", (sums.engine_overhead_j for sums in moved)
+                ),
                 unattributed_j_by_cause={cause: math.fsum(joules) for cause, joules in causes.items()},
-                measured_j=self._sum("measured_j", "balances"),
-                host_bubble_j=self._sum("host_bubble_j", "balances"),
-                requests=requests,
-                sources=frozenset(source for (source,) in self._db.execute("SELECT DISTINCT source FROM balances")),
+                measured_j=self._sum("measured_j", "balances", (sums.measured_j for sums in moved)),
+                host_bubble_j=self._sum("host_bubble_j", "balances", (sums.host_bubble_j for sums in moved)),
+                requests=requests + sum(sums.requests for sums in moved),
+                sources=frozenset([*sources, *(sums.source for sums in moved if sums.balances)]),
             )
         finally:
             self._db.execute("ROLLBACK")
 
-    def _sum(self, what: str, table: str) -> float:
+    def _sum(self, what: str, table: str, moved: Iterable[float]) -> float:
         """Exactly rounded, which SQLite's own sum is not, and without holding the rows."""
-        return math.fsum(joules for (joules,) in self._db.execute(f"SELECT {what} FROM {table}"))  # noqa: S608  # our own words
+        here = self._db.execute(f"SELECT {what} FROM {table}")  # noqa: S608  # our own words
+        return math.fsum(chain((joules for (joules,) in here), moved))
 
     def _select(self, statement: str, values: tuple[str, ...]) -> list[RequestRow]:
         return [request_row(row[1:-1]) for row in self._db.execute(statement, values)]

@@ -36,14 +36,15 @@ LAYERS: tuple[frozenset[str], ...] = (
             "etameter.roofline",
         }
     )
-    | {"etameter.slack", "etameter.stages", "etameter.steps", "etameter.timeline", "etameter.counters"}
+    | {"etameter.slack", "etameter.spans", "etameter.stages", "etameter.steps", "etameter.timeline", "etameter.counters"}
     | {"etameter.pacing", "etameter.work"},
     frozenset({"etameter.footprint", "etameter.units"}),
     frozenset({"etameter.host", "etameter.carbon"}),
     frozenset({"etameter.export", "etameter.ledger", "etameter.locks", "etameter.neighbours", "etameter.sampler"})
-    | {"etameter.answers", "etameter.claims", "etameter.classifier", "etameter.readings"}
+    | {"etameter.answers", "etameter.archived", "etameter.claims", "etameter.classifier", "etameter.readings"}
     | {"etameter.auditing", "etameter.audits"},
-    frozenset({"etameter.accounts", "etameter.books", "etameter.devices", "etameter.joules"}),
+    frozenset({"etameter.accounts", "etameter.books", "etameter.devices", "etameter.joules", "etameter.ranks"}),
+    frozenset({"etameter.unwritten"}),
     frozenset({"etameter.engine", "etameter.recorded_rows", "etameter.recording", "etameter.playback"}),
     frozenset({"etameter.bursts"}),
     frozenset({"etameter.findings"}),
@@ -60,7 +61,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "etameter.gpu_check",
             "etameter.top",
         }
-        | {"etameter.arithmetic", "etameter.arithmetic_command"}
+        | {"etameter.archive", "etameter.arithmetic", "etameter.arithmetic_command"}
         | {"etameter.facts", "etameter.facts_command", "etameter.facts_label"}
         | {"etameter.check_report", "etameter.eta_command", "etameter.own_server", "etameter.audit_command"}
         | {"etameter.branching_command", "etameter.label_command", "etameter.train_command"}
@@ -73,6 +74,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "etameter.cli",
             "etameter.cli_ab",
             "etameter.cli_eta",
+            "etameter.cli_archive",
             "etameter.cli_arithmetic",
             "etameter.cli_proxy",
             "etameter.cli_nightly",
@@ -98,16 +100,18 @@ PURE = frozenset(
         "least_squares",
         "gpu",
         "pacing",
+        "ranks",
         "records",
         "requests",
         "roofline",
+        "spans",
         "stages",
         "steps",
     }
     | {"arithmetic", "arithmetic.constraint", "arithmetic.formulas", "arithmetic.inference", "arithmetic.measured"}
     | {"arithmetic.economics", "arithmetic.page"}
     | {"arithmetic.machine", "arithmetic.photons", "arithmetic.report", "arithmetic.rows", "units"}
-    | {"timeline", "work", "export.figures", "export.live", "export.traces"}
+    | {"timeline", "unwritten", "work", "export.figures", "export.live", "export.traces"}
     | {
         "prompts.across",
         "prompts.analysis",
