@@ -10,6 +10,8 @@ from typing import Final
 
 REMEMBERED: Final = 65_536
 """Requests that may be open at once, and as many that have ended."""
+NAMELESS: Final = 4096
+"""Requests that have ended of which a busy server may yet tell the id."""
 ROOM: Final = 64
 """Characters of an id; of all that an exemplar says, OpenMetrics allows 128."""
 
@@ -27,23 +29,35 @@ class PublicIds:
     def __init__(self) -> None:
         self._open: OrderedDict[str, str] = OrderedDict()
         self._ended: OrderedDict[str, str] = OrderedDict()
+        self._nameless: OrderedDict[str, None] = OrderedDict()
 
     def publish(self, receipt_id: str, public_id: str) -> None:
         """The server has told its client `public_id`."""
+        if receipt_id in self._nameless:  # or one of its prompts, of which others may go on
+            del self._nameless[receipt_id]
+            self._name(receipt_id, public_id)
         self._open[receipt_id] = public_id
         if len(self._open) > REMEMBERED:
             self._open.popitem(last=False)
 
     def end(self, receipt_id: str) -> str | None:
-        """The public id of a request that has ended. From now on `receipt_of` knows it."""
+        """The public id of a request that has ended, if that was told already. From then on `receipt_of` knows it."""
         public_id = self._open.pop(receipt_id, None)
+        if public_id is None:
+            self._nameless[receipt_id] = None
+            if len(self._nameless) > NAMELESS:
+                self._nameless.popitem(last=False)
+        else:
+            self._name(receipt_id, public_id)
+        return public_id
+
+    def _name(self, receipt_id: str, public_id: str) -> None:
         name = printable(public_id)
         if name is not None:
             self._ended[name] = receipt_id  # clients may choose ids, and choose one twice: the latest counts
             self._ended.move_to_end(name)
             if len(self._ended) > REMEMBERED:
                 self._ended.popitem(last=False)
-        return public_id
 
     def receipt_of(self, name: str) -> str | None:
         """The receipt id of an ended request, by what of its public id is shown."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from etameter.export.public_ids import REMEMBERED, ROOM, PublicIds, printable
+from etameter.export.public_ids import NAMELESS, REMEMBERED, ROOM, PublicIds, printable
 from tests.meter.test_daemon import PATIENCE_S, RECEIPT, engine, lit_board, running, serve_one, until
 
 pytestmark = pytest.mark.unit
@@ -40,6 +40,18 @@ def test_of_requests_whose_clients_chose_the_same_id_the_latest_is_found() -> No
         ids.publish(receipt_id, "chatcmpl-mine")
     assert ids.end("b" * 32) == ids.end("a" * 32) == "chatcmpl-mine"
     assert ids.receipt_of("chatcmpl-mine") == "a" * 32
+
+
+def test_an_id_that_a_busy_server_tells_after_the_end_is_known_all_the_same() -> None:
+    ids = PublicIds()
+    assert ids.end("a" * 32) is None
+    ids.publish("a" * 32, "chatcmpl-1")
+    assert ids.receipt_of("chatcmpl-1") == "a" * 32
+    assert ids.end("a" * 32) == "chatcmpl-1", "of its other prompt"
+    for number in range(NAMELESS + 1):
+        ids.end(f"{number:032x}")
+    ids.publish(f"{0:032x}", "chatcmpl-2")
+    assert ids.receipt_of("chatcmpl-2") is None, "that was too long ago"
 
 
 def test_the_oldest_are_forgotten() -> None:
