@@ -100,6 +100,11 @@ class Change:
     def headline(self) -> bool:
         return self.metric in HEADLINE
 
+    @property
+    def lost(self) -> bool:
+        """A night before knows it, and of tonight nothing can be said: it may be the worst of all, as where no answer is right any more."""
+        return self.word == "unknown" and self.nights_before > 0
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
@@ -139,12 +144,13 @@ def judge(nights: Sequence[Night], tonight: Night, noise: Noise = SHIPPED) -> Ve
     unlike = () if like else differences(earlier[-1].run, run, _LIKE)
     if not like:
         return replace(_without(run, "not comparable", EXIT_CODES["not comparable"]), unlike=unlike)
-    changes = [_change(like, tonight, figure, noise) for figure in tonight.figures if METRICS[figure.metric].better]
+    figures = [*tonight.figures, *_missing(like, tonight)]
+    changes = [_change(like, tonight, figure, noise) for figure in figures if METRICS[figure.metric].better]
     changes = [
         *_held([each for each in changes if each.headline]),
         *_held([each for each in changes if not each.headline]),
     ]
-    word = _overall([each.word for each in changes if each.headline])
+    word = _overall([each for each in changes if each.headline])
     return Verdict(
         run_id=run.run_id,
         word=word,
@@ -208,11 +214,24 @@ def _change(like: Sequence[Night], tonight: Night, figure: Figure, noise: Noise)
     )
 
 
+def _missing(like: Sequence[Night], tonight: Night) -> Iterator[Figure]:
+    """What a night before has of the headline and tonight has no line of. A sweep is not made every night."""
+    there = {_place(figure) for figure in tonight.figures}
+    for figure in (figure for night in like for figure in night.figures if _comparable(figure)):
+        if figure.metric in HEADLINE and not figure.stage.startswith("sweep-") and _place(figure) not in there:
+            there.add(_place(figure))
+            yield replace(figure, value=None, low=None, high=None, n=0, reason="the night has no such figure")
+
+
 def _of(night: Night, like: Figure) -> Figure | None:
     for figure in night.figures:
-        if (figure.stage, figure.metric) == (like.stage, like.metric) and _comparable(figure):
+        if _place(figure) == _place(like) and _comparable(figure):
             return figure
     return None
+
+
+def _place(figure: Figure) -> tuple[str, str]:
+    return figure.stage, figure.metric
 
 
 def _comparable(figure: Figure) -> bool:
@@ -250,12 +269,15 @@ def _untold(change: Change) -> Word:
     return "same" if change.low >= -SAME_WITHIN and change.high <= SAME_WITHIN else "unclear"
 
 
-def _overall(words: Sequence[Word]) -> Overall:
+def _overall(headline: Sequence[Change]) -> Overall:
+    words = {change.word for change in headline}
     if "worse" in words:
         return "regression"
+    if any(change.lost for change in headline):
+        return "unclear"
     if "better" in words:
         return "improvement"
-    return "same" if "same" in words and set(words) <= {"same", "unknown"} else "unclear"
+    return "same" if "same" in words and words <= {"same", "unknown"} else "unclear"
 
 
 def _changed_too(nights: Sequence[Night], changes: Sequence[Change]) -> tuple[Difference, ...]:

@@ -60,15 +60,22 @@ def _sentences(run: Run, verdict: Verdict) -> Iterator[str]:
 def _compared(verdict: Verdict) -> Iterator[str]:
     headline = [change for change in verdict.changes if change.headline]
     others = [change for change in verdict.changes if not change.headline and change.word in ("worse", "better")]
+    lost = [change for change in headline if change.lost]
+    unclear = (
+        "Unclear: the night lacks figures that nights before it have."
+        if lost
+        else "Unclear: no change is shown, nor that there is none; more nights will tell."
+    )
     yield {
         "regression": "Regression: energy for the same work went up.",
         "improvement": "Improvement: energy for the same work went down.",
         "same": f"Same: energy for the same work lies within {100 * SAME_WITHIN:g} % of the nights before.",
-    }.get(verdict.word, "Unclear: no change is shown, nor that there is none; more nights will tell.")
+    }.get(verdict.word, unclear)
     moved = [change for change in headline if change.word in ("worse", "better")]
-    yield from (sentence(change) for change in (moved or headline)[:_SAID])
-    if len(moved or headline) > _SAID:
-        yield f"{len(moved or headline) - _SAID} more of the headline stand in the table."
+    told = [*moved, *lost] or headline
+    yield from (sentence(change) for change in told[:_SAID])
+    if len(told) > _SAID:
+        yield f"{len(told) - _SAID} more of the headline stand in the table."
     if verdict.changed_too:
         yield f"In the same night: {'; '.join(str(each) for each in verdict.changed_too)}."
     yield from (f"Beside it, {METRICS[change.metric].words}. {sentence(change)}" for change in others[:_SAID])

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from etameter.prompts.nightly.night import Night
 from etameter.prompts.nightly.noise import SHIPPED
 from etameter.prompts.nightly.verdict import EXIT_CODES, HEADLINE, judge
+from etameter.prompts.nightly.wording import sentences
 
 from .laid_out import figure, run
 
@@ -123,6 +124,24 @@ def test_figures_that_are_unknown_stay_unknown() -> None:
         ("batch-1", "unknown", "no night before has this figure"),
     ]
     assert verdict.word == "unclear"
+
+
+@pytest.mark.parametrize("lost", [[at(None, stage="batch-1", reason="no answer was correct")], []])
+def test_a_night_that_lost_a_figure_of_the_headline_is_not_the_same(lost: list[Any]) -> None:
+    nights = [night(day, at(3.0), at(5.0, stage="batch-1"), at(7.0, stage="sweep-cap-300")) for day in (1, 2)]
+    verdict = judge(nights, night(3, at(3.0), *lost))
+    assert {change.stage: (change.word, change.lost) for change in verdict.changes} == {
+        "batch-8": ("same", False),
+        "batch-1": ("unknown", True),
+    }
+    assert (verdict.word, verdict.exit_code) == ("unclear", 0)
+    said = sentences(run(), verdict)
+    assert "lacks figures" in said[0]
+    assert said[1].removeprefix("Simulated: ").startswith("batch-1 j_per_token: not known, ")
+    better = judge(nights, night(3, at(2.0), *lost))
+    assert [change.word for change in better.changes] == ["better", "unknown"]
+    assert better.word == "unclear"
+    assert judge(nights, night(3, at(4.0), *lost)).word == "regression"
 
 
 def test_zero_has_no_ratio() -> None:
