@@ -93,6 +93,8 @@ class Accounts:
         self._inherited: dict[int, RequestRow] = {}
         self._lost_rows: list[RequestRow] = []
         self._curves: dict[str, Curve] = {}
+        self._foreseen: dict[str, Shares] | None = None
+        """None where it has to be computed anew."""
 
     @property
     def devices(self) -> list[Device]:
@@ -126,6 +128,7 @@ class Accounts:
         Raises EngineError, and changes nothing, where it can't be told which of the GPUs the engine works on.
         """
         chosen = gpus_of(header, list(self._devices.values()))
+        self._foreseen = None
         if self._assembler is not None and self._books is not None:
             slots = self._assembler.requests.slots
             settled = np.ones(len(slots), dtype=np.bool_)
@@ -172,6 +175,7 @@ class Accounts:
 
     def changed(self, changes: Iterable[Conditions]) -> None:
         """Power cap or throttling are others now: a new epoch of the fit begins."""
+        self._foreseen = None
         for change in changes:
             if change.gpu_uuid in self._all_gpus:
                 timeline = self._all_gpus[change.gpu_uuid].timeline
@@ -181,6 +185,7 @@ class Accounts:
 
     def steps(self, records: Iterable[Record], read_ns: int) -> None:
         """What the ring held at `read_ns`."""
+        self._foreseen = None
         if self._assembler is None:
             return
         self._assembler.feed(records)
@@ -193,6 +198,7 @@ class Accounts:
 
     def settle(self) -> Batch | None:
         """Settle all that can be; None where there is nothing new."""
+        self._foreseen = None
         for uuid, gpu in self._all_gpus.items():
             gpu.collect()
             if self._assembler is None:
@@ -235,13 +241,7 @@ class Accounts:
             return []
         slots = self._assembler.requests.slots
         slots = slots[self._assembler.requests.table["receipt_id"][slots] == receipt_id]
-        foreseen: dict[str, Shares] = {}
-        for uuid, gpu in self._gpus.items():
-            since_ns = gpu.frontier_ns or 0
-            steps = self._steps[self._stages[uuid]]
-            steps = steps[bisect_right(steps, since_ns, key=lambda step: step.done_ns) :]
-            if len(slots) and steps:
-                foreseen[uuid] = foresee(gpu.work(steps), gpu.fit.costs, since_ns)
+        foreseen = self._foresee() if len(slots) else {}
         settled = np.zeros(len(slots), dtype=np.bool_)
         values = self._books.rows(self._books.totals(slots, self.costs(), foreseen), settled, self.source)
         curves = self._books.curves(slots)
@@ -250,6 +250,18 @@ class Accounts:
             return rows
         source = weakest(frozenset({self.source, "estimated"}))
         return [replace(row, energy=replace(row.energy, method=FORESEEN_METHOD, source=source)) for row in rows]
+
+    def _foresee(self) -> dict[str, Shares]:
+        """What all requests are expected to be charged for the steps that are not settled yet, by GPU: the same for all who ask before more is known."""
+        if self._foreseen is None:
+            self._foreseen = {}
+            for uuid, gpu in self._gpus.items():
+                since_ns = gpu.frontier_ns or 0
+                steps = self._steps[self._stages[uuid]]
+                steps = steps[bisect_right(steps, since_ns, key=lambda step: step.done_ns) :]
+                if steps:
+                    self._foreseen[uuid] = foresee(gpu.work(steps), gpu.fit.costs, since_ns)
+        return self._foreseen
 
     def open_rows(self) -> list[RequestRow]:
         """All requests that were charged and have not come to their end."""

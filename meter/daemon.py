@@ -9,7 +9,6 @@ import sqlite3
 import sys
 import tempfile
 import time
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -58,6 +57,7 @@ from etameter.serving.ring import boot_id
 from etameter.slack import fast
 from etameter.slack.labels import WASTES
 from etameter.slack.reading import Reading
+from etameter.unwritten import Unwritten
 
 logger = logging.getLogger("etameter")
 
@@ -196,7 +196,8 @@ class Meter:
         self._display = Display(counters, self._sampler, self._engines, (*settings.arms, "unlabelled"))
         self._events = Events(partial(self._snapshot, whole=True), partial(self._snapshot, whole=False))
         self._host = HostMeter(HostCounters(packages=self._kind != "rapl"), time.monotonic_ns())
-        self._unwritten: deque[Batch] = deque()
+        self._unwritten = Unwritten()
+        self._caught_up = False
         self._work = asyncio.Event()
         self._stopping = False
         self._started_ns = time.monotonic_ns()
@@ -316,7 +317,7 @@ class Meter:
             engine.accounts.changed(changes)
             batch = engine.settle()
             if batch is not None:
-                self._unwritten.append(batch)
+                self._unwritten.add(batch)
                 self._work.set()
                 self._note_residents(engine, batch)
         self._auditing.tick(sum(engine.accounts.open_requests for engine in self._engines))
@@ -328,6 +329,16 @@ class Meter:
             engine.read(now_ns)
             if engine.header is not None and engine.header is not before:
                 self._metrics.know_model(engine.header.model)
+
+    def _catch_up(self) -> None:
+        """Read the rings once in a turn of the event loop: what is asked in it was asked before. When a crowd's answers end together that is one look ahead for all."""
+        if not self._caught_up:
+            self._caught_up = True
+            asyncio.get_running_loop().call_soon(self._fall_behind)
+            self._read_rings()
+
+    def _fall_behind(self) -> None:
+        self._caught_up = False
 
     def _note_residents(self, engine: Engine, batch: Batch) -> None:
         first = engine.accounts.devices[0].gpu_uuid
@@ -346,25 +357,26 @@ class Meter:
                 self._work.clear()
                 await self._work.wait()
                 continue
-            batch = self._unwritten[0]
+            batches = self._unwritten.together()
             try:
                 found, wastes = self._classifier.backlog.waiting(), self._claims.backlog.waiting()
                 audited = self._audits.backlog.waiting()
-                rows = batch.requests, batch.resume, time.time(), batch.running
-                await asyncio.to_thread(self._ledger.settle, batch.balances, *rows, [*found, *audited], wastes)
+                settled = [(each.balances, each.requests, each.resume, each.running) for each in batches]
+                await asyncio.to_thread(self._ledger.settle_together, settled, time.time(), [*found, *audited], wastes)
             except sqlite3.Error as error:
-                if self._stopping or len(self._unwritten) > UNWRITTEN_LIMIT:
+                if self._stopping or len(batches) > UNWRITTEN_LIMIT:
                     raise EtameterError(
                         f"the ledger {self._ledger.path} can't be written ({error})", "make room on its disk"
                     ) from error
-                logger.warning("the ledger can't be written, %d batches wait: %s", len(self._unwritten), error)
+                logger.warning("the ledger can't be written, %d batches wait: %s", len(batches), error)
                 await asyncio.sleep(RETRY_S)
                 continue
             self._classifier.backlog.written(found)
             self._claims.backlog.written(wastes)
             self._audits.backlog.written(audited)
-            self._count(batch)
-            self._unwritten.popleft()
+            for batch in batches:
+                self._count(batch)
+            self._unwritten.written(len(batches))
         last: list[Found] = [*self._classifier.backlog.waiting(), *self._audits.backlog.waiting()]
         self._ledger.note(last, self._claims.backlog.waiting())
 
@@ -468,10 +480,9 @@ class Meter:
 
     def _figure(self, receipt_id: str) -> Answer:
         """The energy of a response up to now, settled or not."""
-        self._read_rings()
+        self._catch_up()
         found = self._receipts.receipt(receipt_id)
-        for batch in self._unwritten:
-            found += [row for row in batch.rows if row.record.receipt_id == receipt_id]
+        found += self._unwritten.rows_of(receipt_id)
         for engine in self._engines:
             found += engine.accounts.rows_of(receipt_id)
         rows = {(row.engine, row.engine_started_ns, row.number): row for row in found}  # the latest of each

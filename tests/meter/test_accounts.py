@@ -548,6 +548,27 @@ def test_a_figure_without_any_reading_is_called_foreseen_and_not_measured() -> N
     assert (row.energy.method, row.energy.source, row.energy.settled) == (FORESEEN_METHOD, "estimated", False)
 
 
+def test_a_figure_follows_what_is_known_since_the_last_question() -> None:
+    engine, receipt = long_run(), "ef" * 16
+    accounts = Accounts([device()], "boot")
+    accounts.open_engine(header())
+    records = receipted(engine, 3, receipt)
+    end_ns = next(record.t_ns for record in records if isinstance(record, Finish) and record.number == 3)
+    middle_ns = end_ns - 300 * MS
+    accounts.steps([record for record in records if instant(record) <= middle_ns], middle_ns)
+    early = accounts.rows_of(receipt)
+    assert accounts.rows_of(receipt) == early
+    accounts.steps([record for record in records if middle_ns < instant(record) <= end_ns], end_ns)
+    foreseen = accounts.rows_of(receipt)
+    assert foreseen[0].energy.energy_j > early[0].energy.energy_j > 0
+    accounts.found([edge for edge in engine.edges("GPU-0") if edge.t_ns <= end_ns])
+    accounts.settle()
+    (metered,) = accounts.rows_of(receipt)
+    charged_j = next(row.energy.energy_j for row in accounts.open_rows() if row.number == 3)
+    # What was foreseen of settled steps is not in it twice.
+    assert 0 < metered.energy.energy_j - charged_j < 0.5 * foreseen[0].energy.energy_j
+
+
 def test_a_counter_that_never_speaks_holds_nothing_up() -> None:
     engine = long_run()
     accounts, books = Accounts([device()], "boot"), Books()

@@ -266,10 +266,14 @@ def test_what_a_judge_says_stands_in_the_receipt_beside_what_was_found_before(tm
             for peer in (server, auditor):
                 peer.settimeout(PATIENCE_S)
                 peer.connect(str(tmp_path / "run" / "meter.sock"))
-            auditor.sendall(b'{"type":"audits"}\n')
+            auditor.sendall(
+                b'{"type":"audits"}\n' + json.dumps({"type": "receipt", "receipt_id": "f" * 32}).encode() + b"\n"
+            )
+            told = auditor.makefile()
+            assert json.loads(told.readline())["type"] == "receipt"  # so it has been heard: else no text would be kept
             texts = {"prompts": ["Name an island."], "responses": ["Sure! Zanzibar."]}
             server.sendall(json.dumps({"type": "text", "receipt_id": RECEIPT, **texts}).encode() + b"\n")
-            job = json.loads(auditor.makefile().readline())
+            job = json.loads(told.readline())
             assert (job["prompt"], job["response"]) == ("Name an island.", "Sure! Zanzibar.")
             serve_one(ring, reason="stop")
             labels = {"labels": [[[1, "P"], [2, "R"]]] * 2, "energy_j": 4.0, "source": "estimated"}
