@@ -3,6 +3,7 @@
 Nothing that fails here changes a verdict or loses a night: files and figures are written before anything is sent.
 """
 
+import http.client
 import json
 import os
 import urllib.error
@@ -15,6 +16,7 @@ from xml.etree import ElementTree as ET
 
 from etameter.errors import NightError
 from etameter.nightly_section import NightlySection
+from etameter.prompts.visible import visible
 
 from .night import Night
 from .verdict import Change, Verdict
@@ -22,7 +24,6 @@ from .wording import SIMULATED, number, percent, sentence, sentences
 
 TEXTFILE: Final = "etameter_nightly.prom"
 _TIMEOUT_S: Final = 10.0
-_WORDS: Final = ("worse", "better", "same", "unclear", "unknown")
 
 
 def told(night: Night, verdict: Verdict) -> dict[str, Any]:
@@ -73,6 +74,9 @@ def junit(night: Night, verdict: Verdict) -> str:
     }
     for name, path in counted.items():
         suite.set(name, str(len(suite.findall(path))))
+    for element in suite.iter():
+        for name, text in element.items():
+            element.set(name, visible(text))  # XML has no way to write an escape
     return ET.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
 
 
@@ -181,7 +185,7 @@ def _send(method: str, url: str, body: bytes, kind: str) -> None:
     except urllib.error.HTTPError as error:
         error.close()
         raise _not_taken(request, f"HTTP {error.code}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise _not_taken(request, type(error).__name__) from None
 
 

@@ -1,6 +1,7 @@
 import http.server
 import json
 import shutil
+import socket
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -77,6 +78,13 @@ def test_junit_fails_for_a_regression_alone() -> None:
     unlike = night(4, 3.0, seed=9)
     suite = ET.fromstring(outlets.junit(unlike, judge(BEFORE, unlike)))
     assert (suite.get("tests"), suite.get("failures"), suite.get("errors")) == ("1", "0", "1")
+
+
+def test_what_no_xml_can_hold_is_written_out() -> None:
+    dead = night(4, 3.0, status="failed", reason="\x1b[31mthe server <went> away\x00", exit_code=2)
+    suite = ET.fromstring(outlets.junit(dead, judge(BEFORE, dead)))
+    [error] = suite.findall("testcase/error")
+    assert "␛[31mthe server <went> away␀" in error.get("message", "")
 
 
 def test_the_textfile_is_prometheus_text(tmp_path: Path) -> None:
@@ -174,6 +182,27 @@ def test_what_can_not_be_sent_keeps_nothing_else_back(receiver: tuple[str, type[
     assert "none" in first
     assert "127.0.0.1:9 did not take the verdict" in second
     assert [method for method, _, _ in handler.taken] == ["POST"]
+
+
+@pytest.mark.parametrize("port", ["none", "garbled"])
+def test_an_address_that_speaks_no_http_is_told_without_its_secret(port: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=_garble, args=(server,))
+        thread.start()
+        own = server.getsockname()[1]
+        with pytest.raises(NightError, match="did not take the verdict") as refused:
+            outlets.call(f"http://127.0.0.1:{own if port == 'garbled' else 'none'}/hook?token=secret", {})
+        assert "secret" not in str(refused.value)
+        if port == "none":
+            socket.create_connection(("127.0.0.1", own)).close()
+        thread.join()
+
+
+def _garble(server: socket.socket) -> None:
+    taken, _ = server.accept()
+    with taken:
+        taken.recv(65536)
+        taken.sendall(b"this is no HTTP\r\n\r\n")
 
 
 def test_a_run_does_not_keep_addresses_that_may_hold_secrets() -> None:
