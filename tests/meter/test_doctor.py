@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import pynvml
@@ -249,11 +250,11 @@ def test_a_board_is_held_against_a_reference_that_sometimes_fails(
             watts.with_suffix(".new").rename(watts)
 
     following = threading.Thread(target=follow)
-    with board:
+    with board, ExitStack() as stack:
         following.start()
+        stack.callback(following.join)
+        stack.callback(stop.set)
         check = doctor.gain_check(nvml.discover(), ["cat", str(watts)], load_script(bursts))
-        stop.set()
-        following.join()
     assert check.verdict == "note"
     assert check.figures["slope"] == pytest.approx(0.8, rel=0.25)
 
