@@ -118,7 +118,7 @@ def run(file: Path, *, sweep: bool, as_json: bool) -> int:
 
 def _judged(night: Night, folder: Path, section: NightlySection, footprint: Footprint, console: Console) -> Verdict:
     """By the nights before it, written down and told to whoever the configuration names. What goes wrong with that is said and changes nothing."""
-    before = history.nights(folder.parent, night.run.name)
+    before = history.nights(folder.parent, night.run.name, lambda error: console.print(f"not compared with: {error}"))
     verdict = judge(before, night)
     try:
         conclude(night, verdict, before, folder, footprint)

@@ -5,7 +5,7 @@
 A location with a scheme (`s3://bucket/runs`) is read through fsspec: what has ended is copied to a temporary folder, once for each history.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -44,13 +44,20 @@ def folder_of(location: str) -> Iterator[Path]:
         yield Path(copied)
 
 
-def nights(folder: Path, name: str | None = None) -> list[Night]:
-    """Those that ended, of one job or of all, oldest first. What is not a run is passed over; a run that can't be read is an error.
+def nights(folder: Path, name: str | None = None, tell: Callable[[NightError], None] | None = None) -> list[Night]:
+    """Those that ended, of one job or of all, oldest first. What is not a run is passed over, and what can't be read where somebody is told of it.
 
     Raises:
-        NightError: it is damaged, or of a later format.
+        NightError: a run is damaged, or of a later format, and there is no `tell`.
     """
-    found = [read(path.parent) for path in sorted(folder.glob(f"*/{RUN_FILE}"))]
+    found = []
+    for path in sorted(folder.glob(f"*/{RUN_FILE}")):
+        try:
+            found.append(read(path.parent))
+        except NightError as error:
+            if tell is None:
+                raise
+            tell(error)
     return sorted((night for night in found if name in (None, night.run.name)), key=lambda night: night.run.run_id)
 
 

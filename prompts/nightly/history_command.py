@@ -136,10 +136,10 @@ def _about(night: Night) -> dict[str, Any]:
 
 
 def _said(folder: Path) -> dict[str, Any]:
-    """What was said when the night ended; nothing where it was not concluded."""
+    """What was said when the night ended; nothing where it was not concluded, or cut off at that."""
     try:
         told = json.loads((folder / history.VERDICT_FILE).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):
         return {}
     return {"verdict": told["word"], "exit_code": told["exit_code"]}
 

@@ -107,7 +107,10 @@ def _write_table(path: Path, kind: type[RowT], rows: Sequence[RowT], run_id: str
     columns = pa.schema([pa.field("run_id", pa.string(), nullable=False), *schema(kind)]).with_metadata(about)
     table = pa.Table.from_pylist([{"run_id": run_id, **asdict(row)} for row in rows], columns)
     building = path.with_name(f".{path.name}")
-    pq.write_table(table, building, compression="zstd")
+    with building.open("wb") as file:
+        pq.write_table(table, file, compression="zstd")
+        file.flush()
+        os.fsync(file.fileno())
     building.rename(path)
 
 

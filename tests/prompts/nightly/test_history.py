@@ -1,15 +1,18 @@
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from etameter.cli import app
 from etameter.errors import NightError
 from etameter.footprint import Footprint
-from etameter.prompts.nightly import conclusion, history, night
+from etameter.nightly_section import NightlySection
+from etameter.prompts.nightly import command, conclusion, history, night
 from etameter.prompts.nightly.night import Night
 from etameter.prompts.nightly.verdict import judge
 
@@ -117,6 +120,24 @@ def test_a_query_that_is_wrong_or_reaches_outside_is_refused(tmp_path: Path, que
     with pytest.raises(NightError, match="the query can't be answered"):
         history.asked(tmp_path / "runs", query.format(tmp_path))
     assert not (tmp_path / "stolen.csv").exists()
+
+
+def test_a_night_that_is_damaged_keeps_no_other_from_its_verdict(tmp_path: Path) -> None:
+    nights = kept(tmp_path, 3.0, 3.0, 3.3)
+    (tmp_path / nights[0].run.run_id / night.FIGURES_FILE).write_bytes(b"")
+    with pytest.raises(NightError, match=r"figures\.parquet can't be read"):
+        history.nights(tmp_path)
+    console = Console(file=io.StringIO(), width=1000)
+    folder = tmp_path / nights[2].run.run_id
+    verdict = command._judged(nights[2], folder, NightlySection(), Footprint(), console)
+    assert verdict.compared == (nights[1].run.run_id,)
+    assert f"not compared with: {tmp_path / nights[0].run.run_id}" in console.file.getvalue()
+
+
+def test_what_was_said_is_not_known_where_it_is_cut_off(tmp_path: Path) -> None:
+    [one] = kept(tmp_path, 3.0)
+    (tmp_path / one.run.run_id / history.VERDICT_FILE).write_text('{"wor')
+    assert [(row["status"], row.get("verdict")) for row in said(str(tmp_path))] == [("complete", None)]
 
 
 def test_an_object_store_is_read(tmp_path: Path) -> None:
