@@ -53,6 +53,23 @@ class MeterSection(_Section):
     ledger: Path | None = Field(
         default=None, description="File of the durable ledger (SQLite). By default `ledger.db` in the state directory."
     )
+    ledger_days: int = Field(
+        default=7,
+        ge=1,
+        le=36_500,
+        description="`etameter archive` moves whole days (UTC) that lie at least so many days back out of the ledger.",
+    )
+    archive: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Where `etameter archive` moves them: a folder, or an object store's address such as `s3://bucket/etameter`, of this ledger alone. By default `archive` beside the ledger.",
+    )
+    archive_days: int | None = Field(
+        default=None, ge=1, description="Archived days that lie further back are removed; more than `ledger_days`."
+    )
+    archive_bytes: int | None = Field(
+        default=None, ge=0, description="The oldest archived days are removed until the files have no more bytes."
+    )
     simulate_gpu: Literal["h100", "a100"] | None = Field(
         default=None, description="Meter a simulated board of this profile. Every figure then says `source=simulated`."
     )

@@ -52,6 +52,10 @@ class NightError(EtameterError):
     """A night can't be planned, run, resumed or read."""
 
 
+class ArchiveError(EtameterError):
+    """Days of the ledger can't be archived, or the archive can't be read."""
+
+
 class FootprintError(EtameterError):
     """Money or CO2 is asked for with factors that are missing, unknown or contradict each other."""
 

@@ -1,0 +1,80 @@
+"""`etameter archive` and `etameter query`."""
+
+import json
+import sys
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from etameter.config import Config
+from etameter.errors import ArchiveError, ConfigError
+from etameter.prompts.visible import visible
+from etameter.serving.ring import boot_id
+
+from .days import Moved, archive
+from .query import asked
+from .store import Store
+
+
+def archived(config: Config, ledger: Path, location: str | None) -> int:
+    """Moves what is due, then lets go what is too old or too much; says what, a line a day and one for the rest."""
+    meter = config.meter
+    if meter.archive_days is not None and meter.archive_days <= meter.ledger_days:
+        raise ConfigError(
+            f"meter.archive_days = {meter.archive_days} keeps nothing",
+            f"more than meter.ledger_days, which is {meter.ledger_days}",
+        )
+    store, now_s = Store(location or _usual(config, ledger)), time.time()
+    moved = archive(ledger, store, now_s, meter.ledger_days, boot_id())
+    for each in moved:
+        _say(_told(each))
+    oldest = None
+    if meter.archive_days is not None:
+        oldest = (datetime.fromtimestamp(now_s, UTC) - timedelta(days=meter.archive_days)).date().isoformat()
+    try:
+        gone = store.retire(oldest, meter.archive_bytes)
+    except OSError as error:
+        raise ArchiveError(f"{store.location} can't be trimmed ({error})", "see to it, and run this again") from error
+    if gone:
+        span = gone[0] if len(gone) == 1 else f"{gone[0]} to {gone[-1]}"
+        _say(f"removed {len(gone)} of the oldest days, {span}: the limits are archive_days and archive_bytes")
+    if not moved:
+        _say("no day is due")
+    return 0
+
+
+def queried(config: Config, ledger: Path | None, location: str | None, query: str, *, as_json: bool) -> int:
+    """Prints what DuckDB answers. A ledger that nobody named need not be there, if an archive is."""
+    store = Store(location or _usual(config, ledger or config.ledger))
+    live = ledger or (config.ledger if config.ledger.exists() else None)
+    columns, rows = asked(store, live, query)
+    if as_json:
+        told = [dict(zip(columns, row, strict=True)) for row in rows]
+        sys.stdout.write(json.dumps(told, ensure_ascii=False, default=str) + "\n")
+        return 0
+    table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
+    for column in columns:
+        table.add_column(Text(visible(column)), no_wrap=True)
+    for row in rows:
+        table.add_row(*(Text(visible(f"{cell:.6g}" if isinstance(cell, float) else str(cell))) for cell in row))
+    Console().print(table)
+    return 0
+
+
+def _usual(config: Config, ledger: Path) -> str:
+    return config.meter.archive or str(ledger.parent / "archive")
+
+
+def _told(moved: Moved) -> str:
+    if moved.unsettled:
+        return f"{moved.day} waits: {moved.unsettled} of its requests are not settled"
+    return f"{moved.day} archived: " + ", ".join(f"{count:,} {name}" for name, count in moved.rows.items())
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")

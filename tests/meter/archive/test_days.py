@@ -1,0 +1,287 @@
+import math
+import sqlite3
+import tempfile
+from itertools import count
+from pathlib import Path
+
+import fsspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from etameter.archive import days
+from etameter.archive.days import archive
+from etameter.archive.store import Store
+from etameter.errors import ArchiveError, MeterBusy
+from etameter.ledger import Ledger, Resume, Totals
+from etameter.locks import hold_lock
+from tests.meter.archive.laid_out import (
+    BOOT,
+    NOW_S,
+    at,
+    filled,
+    in_archive,
+    in_ledger,
+    interval,
+    reading,
+    request,
+    settle,
+    together,
+)
+from tests.meter.test_ledger import written
+
+pytestmark = pytest.mark.unit
+
+
+class Killed(BaseException):
+    """Not to be caught by anybody, as SIGKILL: what of the last transaction wasn't committed is not there."""
+
+
+def told_apart(seconds: float) -> None:
+    """No pause."""
+
+
+def run(ledger: Path, store: Store, pause=told_apart) -> list[days.Moved]:
+    return archive(ledger, store, NOW_S, 7, BOOT, pause)
+
+
+def same(after: Totals, before: Totals) -> None:
+    assert (after.requests, after.sources) == (before.requests, before.sources)
+    for name in ("requests_j", "idle_j", "engine_overhead_j", "measured_j", "host_bubble_j", "residual_j"):
+        assert getattr(after, name) == pytest.approx(getattr(before, name), rel=1e-12, abs=1e-9), name
+    assert after.unattributed_j_by_cause == pytest.approx(before.unattributed_j_by_cause, rel=1e-12)
+
+
+def test_whole_days_that_are_due_move_and_the_rest_stays(tmp_path: Path) -> None:
+    ledger = filled(tmp_path / "ledger.db", [9.0, 8.5, 7.5, 7.0, 6.0, 0.0])
+    before, totals = in_ledger(ledger), ledger.totals()
+    store = Store(str(tmp_path / "archive"))
+    moved = run(ledger.path, store)
+    assert [(each.day, each.rows) for each in moved] == [
+        ("2024-09-25", {"requests": 2, "balances": 2, "readings": 1}),
+        ("2024-09-26", {"requests": 1, "balances": 1, "readings": 2}),
+        ("2024-09-27", {"requests": 1, "balances": 1, "readings": 0}),
+    ]
+    assert sorted(path.name for path in (tmp_path / "archive" / "requests").iterdir()) == [
+        f"day=2024-09-{day}.parquet" for day in (25, 26, 27)
+    ]
+    left, gone = in_ledger(ledger), in_archive(store, tmp_path)
+    assert [len(left[name]) + len(gone[name]) for name in before] == [len(before[name]) for name in before]
+    assert together(left, gone) == before
+    same(ledger.totals(), totals)
+    assert run(ledger.path, store) == []
+    ledger.close()
+
+
+@st.composite
+def times(draw: st.DrawFn) -> list[float]:
+    """In any order, as a clock that was set back tells them."""
+    return draw(st.lists(st.sampled_from([0.0, 6.0, 7.0, 7.5, 8.0]), min_size=1, max_size=7))
+
+
+@settings(max_examples=8, deadline=None)
+@given(times(), st.lists(st.integers(0, 12), min_size=1, max_size=2), st.integers(1, 3))
+def test_killed_anywhere_no_row_is_lost_or_doubled_and_every_sum_stays(
+    back: list[float], kills: list[int], at_once: int
+) -> None:
+    with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patched:
+        patched.setattr(days, "DELETED_ROWS", at_once)
+        folder = Path(name)
+        ledger, store = filled(folder / "ledger.db", back), Store(str(folder / "archive"))
+        before, totals = in_ledger(ledger), ledger.totals()
+        for kill in kills:
+            steps = count()
+
+            def killed(seconds: float, kill: int = kill, steps: "count[int]" = steps) -> None:
+                if next(steps) == kill:
+                    raise Killed
+
+            try:
+                run(ledger.path, store, killed)
+            except Killed:
+                same(ledger.totals(), totals)
+                assert together(in_ledger(ledger), in_archive(store, folder)) == before
+        run(ledger.path, store)
+        left, gone = in_ledger(ledger), in_archive(store, folder)
+        assert not any(left[table].keys() & gone[table].keys() for table in left)
+        assert together(left, gone) == before
+        assert sum(len(rows) for rows in gone.values()) or all(days_back < 7 for days_back in back)
+        same(ledger.totals(), totals)
+        for slack in ("slack", "slack_deep", "wastes"):
+            receipts = {values[5] for values in left["requests"].values()}
+            assert {receipt for (receipt,) in ledger._db.execute(f"SELECT receipt_id FROM {slack}")} <= receipts
+        ledger.close()
+
+
+@pytest.mark.parametrize("step", range(3))
+def test_killed_within_a_step_nothing_of_it_is_there(tmp_path: Path, step: int, monkeypatch) -> None:
+    ledger, store = filled(tmp_path / "ledger.db", [8.0, 8.0, 8.0]), Store(str(tmp_path / "archive"))
+    before, totals = in_ledger(ledger), ledger.totals()
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    where = [(days, "record_batches"), (store.system, "mv"), (days.archived, "add")][step]
+    with monkeypatch.context() as patched:
+        patched.setattr(*where, killed)
+        with pytest.raises(Killed):
+            run(ledger.path, store)
+    assert in_ledger(ledger) == before or step == 2
+    assert together(in_ledger(ledger), in_archive(store, tmp_path)) == before
+    same(ledger.totals(), totals)
+    run(ledger.path, store)
+    assert in_archive(store, tmp_path) == before
+    same(ledger.totals(), totals)
+    ledger.close()
+
+
+def test_the_meter_writes_whenever_it_wants(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(days, "DELETED_ROWS", 2)
+    ledger, store = filled(tmp_path / "ledger.db", [8.0] * 7), Store(str(tmp_path / "archive"))
+    before = in_ledger(ledger)
+    ledger._db.execute("PRAGMA busy_timeout = 0")  # whoever were held up would fail at once
+    numbers = count(100)
+    batches = days.record_batches
+
+    def reading_and_writing(*arguments):
+        settle(ledger, next(numbers), 0.0)
+        yield from batches(*arguments)
+
+    monkeypatch.setattr(days, "record_batches", reading_and_writing)
+    left = []
+
+    def writing(seconds: float) -> None:
+        settle(ledger, next(numbers), 0.0)
+        left.append(ledger._db.execute("SELECT count(*) FROM requests WHERE number < 100").fetchone()[0])
+
+    run(ledger.path, store, writing)
+    assert all(earlier - later <= 2 for earlier, later in zip(left, left[1:], strict=False)), "a few at a time"
+    assert left[-1] == 0
+    assert in_archive(store, tmp_path) == before
+    assert len(in_ledger(ledger)["requests"]) == next(numbers) - 100
+    ledger.close()
+
+
+def test_what_comes_while_a_day_is_moved_waits_for_the_next_run(tmp_path: Path) -> None:
+    ledger, store = filled(tmp_path / "ledger.db", [8.0, 8.0]), Store(str(tmp_path / "archive"))
+    late = iter([5])
+
+    def writing(seconds: float) -> None:
+        for number in late:
+            settle(ledger, number, 8.0)  # a clock that was set back
+
+    run(ledger.path, store, writing)
+    assert [key[-1] for key in in_ledger(ledger)["requests"]] == [5]
+    assert [each.rows["requests"] for each in run(ledger.path, store)] == [1]
+    assert [key[-1] for key in in_archive(store, tmp_path)["requests"]] == [0, 1, 5]
+    assert ledger.totals().requests == 3
+    ledger.close()
+
+
+def test_a_day_waits_for_its_open_requests_but_not_for_those_of_another_boot(tmp_path: Path) -> None:
+    ledger, store = Ledger(tmp_path / "ledger.db"), Store(str(tmp_path / "archive"))
+    settle(ledger, 0, 9.0, boot="before", settled=False)
+    settle(ledger, 1, 8.0, settled=False)
+    settle(ledger, 2, 8.0)
+    first, second = run(ledger.path, store)
+    assert (first.rows["requests"], first.unsettled) == (1, 0)
+    assert (dict(second.rows), second.unsettled) == ({}, 1)
+    assert len(in_ledger(ledger)["requests"]) == 2
+    assert ledger.totals().requests == 3
+    ledger.close()
+
+
+def test_what_was_found_in_a_response_goes_with_the_last_of_its_requests(tmp_path: Path) -> None:
+    ledger, store = Ledger(tmp_path / "ledger.db"), Store(str(tmp_path / "archive"))
+    receipt = "ef" * 16
+    for number, back in ((0, 7.0), (1, 6.0)):
+        place = Resume(BOOT, 5, {}, (), {}, "engine-0")
+        rows = written(request(number, receipt=receipt))
+        ledger.settle([(interval(number), "measured")], rows, place, at(back), found=[reading(receipt)])
+    before = in_ledger(ledger)
+    run(ledger.path, store)
+    assert not in_archive(store, tmp_path)["readings"]
+    assert ledger.reading(receipt) == reading(receipt)
+    archive(ledger.path, store, NOW_S, 6, BOOT, told_apart)
+    assert in_archive(store, tmp_path) == before
+    assert ledger.reading(receipt) is None
+    ledger.close()
+
+
+def test_an_object_store_holds_the_same(tmp_path: Path) -> None:
+    ledger = filled(tmp_path / "ledger.db", [8.0, 7.5, 7.0])
+    before = in_ledger(ledger)
+    store = Store("memory://test-days")
+    run(ledger.path, store)
+    try:
+        assert in_archive(store, tmp_path) == before
+        listed = fsspec.filesystem("memory").find("/test-days")
+        assert all("/day=2024-09-" in path for path in listed), "nothing half is left"
+    finally:
+        fsspec.filesystem("memory").rm("/test-days", recursive=True)
+    ledger.close()
+
+
+@pytest.mark.parametrize("fault", ["full", "short"])
+def test_a_store_that_fails_changes_nothing(tmp_path: Path, fault: str, monkeypatch) -> None:
+    ledger, store = filled(tmp_path / "ledger.db", [8.0, 8.0]), Store(str(tmp_path / "archive"))
+    before, totals = in_ledger(ledger), ledger.totals()
+
+    def put(source: str, target: str) -> None:
+        Path(target).write_bytes(b"half")
+        if fault == "full":
+            raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store.system, "put_file", put)
+        with pytest.raises(ArchiveError, match="No space left" if fault == "full" else "4 of .* bytes"):
+            run(ledger.path, store)
+    assert (in_ledger(ledger), ledger.totals()) == (before, totals)
+    assert not list((tmp_path / "archive" / "requests").iterdir()), "what was begun takes no room"
+    ledger.close()
+
+
+@pytest.mark.parametrize("was", [b"no parquet", None])
+def test_a_damaged_file_of_the_day_is_left_as_it_is(tmp_path: Path, was: bytes | None) -> None:
+    ledger, store = filled(tmp_path / "ledger.db", [8.0, 8.0]), Store(str(tmp_path / "archive"))
+    (tmp_path / "archive" / "requests").mkdir(parents=True)
+    file = tmp_path / "archive" / "requests" / "day=2024-09-26.parquet"
+    if was is None:  # another's
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        pq.write_table(pa.table({"x": [1]}), file)
+        was = file.read_bytes()
+    file.write_bytes(was)
+    before = in_ledger(ledger)
+    with pytest.raises(ArchiveError, match="day=2024-09-26"):
+        run(ledger.path, store)
+    assert in_ledger(ledger) == before
+    assert file.read_bytes() == was
+    ledger.close()
+
+
+def test_other_ledgers_are_refused(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "archive"))
+    with pytest.raises(ArchiveError, match="unable to open"):
+        run(tmp_path / "absent.db", store)
+    old = sqlite3.connect(tmp_path / "old.db")
+    old.execute("PRAGMA user_version = 4")
+    old.close()
+    with pytest.raises(ArchiveError, match="of version 4, not 5: start the meter"):
+        run(tmp_path / "old.db", store)
+
+
+def test_one_archives_at_a_time(tmp_path: Path) -> None:
+    ledger = filled(tmp_path / "ledger.db", [8.0])
+    with hold_lock(tmp_path / "ledger.db.archive.lock", "", ""), pytest.raises(MeterBusy, match="etameter archive"):
+        run(ledger.path, Store(str(tmp_path / "archive")))
+    ledger.close()
+
+
+def test_many_batches_sum_as_exactly_as_one(tmp_path: Path) -> None:
+    ledger = filled(tmp_path / "ledger.db", [8.0] * 40)
+    totals = ledger.totals()
+    run(ledger.path, Store(str(tmp_path / "archive")))
+    assert math.isclose(ledger.totals().requests_j, totals.requests_j, rel_tol=1e-14)
+    ledger.close()
