@@ -158,7 +158,8 @@ class _Exchange:
     """So many choices end before the response does."""
     start: Message | None = None
     """The head of a response that is not streamed: held until its length is known."""
-    body = b""
+    pieces: list[bytes]
+    """Of its body. Joined once, when the last has come: to add each to what there was would copy that every time."""
     goes_straight_on = False
     """The response is streamed, and nothing of it is kept back."""
     usual_end = b""
@@ -280,7 +281,7 @@ class _Exchange:
         held = self.held + self.pending
         if self.start is not None:
             await self.send(self.start)
-            held = self.body
+            held = b"".join(self.pieces)
         if held:
             await self.send({"type": "http.response.body", "body": held, "more_body": True})
 
@@ -301,7 +302,7 @@ class _Exchange:
                 self.goes_straight_on = True
             elif content.startswith(b"application/json"):
                 self.pass_on = self._whole
-                self.start = message
+                self.start, self.pieces = message, []
                 return
         await self.send(message)
 
@@ -313,14 +314,15 @@ class _Exchange:
         if message["type"] != "http.response.body":
             await self.send(message)
             return
-        self.body += message.get("body", b"")
+        self.pieces.append(message.get("body", b""))
         if message.get("more_body", False) or self.start is None:
             return
+        body = b"".join(self.pieces)
         if self.texts is not None:
-            self.texts.answered(self.body)
+            self.texts.answered(body)
         if self.arriving is not None:
-            self.arriving.answered(self.body)
-        body = await self._with_energy(self.body)
+            self.arriving.answered(body)
+        body = await self._with_energy(body)
         headers = [
             (name, str(len(body)).encode() if name.lower() == b"content-length" else value)
             for name, value in self.start.get("headers", ())
