@@ -47,11 +47,9 @@ def _attach(connection: duckdb.DuckDBPyConnection, store: Store, ledger: Path | 
         db.execute("BEGIN")  # one moment for all tables
         for table in TABLES:
             here = READ[table.name](db, -math.inf, math.inf) if ledger else ()
-            rows = (read.values for read in here)
-            reader = pa.RecordBatchReader.from_batches(table.schema, record_batches(table, rows))
-            connection.register("reader", reader)
-            connection.execute(f"CREATE TABLE live_{table.name} AS SELECT * FROM reader")  # noqa: S608  # our own words
-            connection.unregister("reader")
+            _keep(connection, f"CREATE TABLE live_{table.name} AS", table.schema.empty_table())
+            for batch in record_batches(table, (read.values for read in here)):
+                _keep(connection, f"INSERT INTO live_{table.name}", pa.Table.from_batches([batch]))
     files = store.files()
     if ledger is None and not files:
         raise ArchiveError(f"{store.location} holds no day", "name the place of the archive, or a ledger")
@@ -59,6 +57,12 @@ def _attach(connection: duckdb.DuckDBPyConnection, store: Store, ledger: Path | 
         own = store.addresses([file for file in files if file.table == table.name])
         connection.execute(f"CREATE VIEW {table.name} AS {_all_of(table, own)}")
     connection.execute(f"SET allowed_paths = {_texts(store.addresses(files))}")
+
+
+def _keep(connection: duckdb.DuckDBPyConnection, where: str, rows: pa.Table) -> None:
+    connection.register("rows_here", rows)
+    connection.execute(f"{where} SELECT * FROM rows_here")
+    connection.unregister("rows_here")
 
 
 def _all_of(table: Table, files: Sequence[str]) -> str:

@@ -1,7 +1,7 @@
 import math
 import sqlite3
 import tempfile
-from itertools import count
+from itertools import count, pairwise
 from pathlib import Path
 
 import fsspec
@@ -155,7 +155,7 @@ def test_the_meter_writes_whenever_it_wants(tmp_path: Path, monkeypatch) -> None
         left.append(ledger._db.execute("SELECT count(*) FROM requests WHERE number < 100").fetchone()[0])
 
     run(ledger.path, store, writing)
-    assert all(earlier - later <= 2 for earlier, later in zip(left, left[1:], strict=False)), "a few at a time"
+    assert all(earlier - later <= 2 for earlier, later in pairwise(left)), "a few at a time"
     assert left[-1] == 0
     assert in_archive(store, tmp_path) == before
     assert len(in_ledger(ledger)["requests"]) == next(numbers) - 100
