@@ -187,7 +187,7 @@ def arithmetic() -> str:
         (
             "etameter was made from three documents that reckon with energy, tokens and money. `etameter arithmetic` recomputes what they say from named inputs; "
             "`--set NAME=VALUE` replaces an input by your own, `--measured RUN` those that a run of `etameter ab` or `etameter nightly` measures, and simulated joules then say so in every cell "
-            "that they reach. A JSON file of `etameter eta branching` gives the bits of a token, `--curve CSV` with lines of hour,value what moving load saves. `--html FILE` writes a page with plots. On this page all inputs are as the documents give them.\n"
+            "that they reach. The JSON of `etameter demo` in a file does, too; that of `etameter eta branching` gives the bits of a token, `--curve CSV` with lines of hour,value what moving load saves. `--html FILE` writes a page with plots. On this page all inputs are as the documents give them.\n"
         ),
         (
             "A claim is *consistent* where it is at most 0.5 % from what follows from its inputs, *rounded* to 5 %, *inconsistent* beyond that, and *impossible* where no value "

@@ -57,16 +57,17 @@ def of_run(inputs: Inputs, folder: Path) -> Inputs:
 
 
 def of_report(inputs: Inputs, file: Path) -> Inputs:
-    """The inputs with the entropy of tokens that `etameter eta branching --json` has found."""
-    from .arithmetic.measured import with_branching
+    """The inputs with what `etameter demo --json` or `etameter eta branching --json` has found."""
+    from .arithmetic.measured import with_branching, with_demo
 
     try:
         told = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(
-            f"{file} can't be read ({error})", "give what `etameter eta branching --json` prints"
+            f"{file} can't be read ({error})",
+            "give what `etameter eta branching --json` or `etameter demo --json` prints",
         ) from error
-    return with_branching(inputs, told)
+    return with_demo(inputs, told) if "requests" in told else with_branching(inputs, told)
 
 
 def of_curve(inputs: Inputs, file: Path) -> Inputs:

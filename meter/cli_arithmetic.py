@@ -23,7 +23,7 @@ def arithmetic(
             "--measured",
             "--run",
             metavar="RUN",
-            help="Replace what a run of `etameter ab` or `etameter nightly` tells, or a JSON file of `etameter eta branching`. Needs etameter[ab]; may be repeated.",
+            help="Replace what a run of `etameter ab` or `etameter nightly` tells, or the JSON of `etameter demo` or `etameter eta branching` in a file. Needs etameter[ab]; may be repeated.",
         ),
     ] = None,
     curve: Annotated[

@@ -5,12 +5,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
-from etameter.arithmetic.rows import Inputs, Origin, with_value
+from etameter.arithmetic.rows import WEAKEST_FIRST, Inputs, Origin, with_value
 from etameter.errors import InputError
 from etameter.prompts.nightly.night import Night
 from etameter.prompts.tables import BlockRow, Outcome, kept
 
 ENTRACE: Final = "entrace"
+CONTROL: Final = "unconstrained"
+_REPORTS: Final = "give what `etameter eta branching --json` or `etameter demo --json` prints"
 
 
 class Figure(NamedTuple):
@@ -103,6 +105,34 @@ def with_night(inputs: Inputs, night: Night) -> Inputs:
     return _all_replaced(inputs, found)
 
 
+def with_demo(inputs: Inputs, told: Mapping[str, Any]) -> Inputs:
+    """The inputs, those replaced that `etameter demo --json` tells: by attributed joules of the arm that nothing was asked of.
+
+    Raises:
+        InputError: it is no such report, or not all of its requests have joules.
+    """
+    try:
+        arm, sources = told["arms"][CONTROL], told["source"].split("+")
+        whole = arm["requests"] and not arm["requests_without_energy"] + arm["requests_metered_in_part"]
+        checked = arm["requests"] - arm["not_checked"]
+        energy_j, per_correct, tokens = arm["energy_joules"], arm["joules_per_correct"], arm["output_tokens"]
+        correct = arm["correct"]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"the report tells no joules of {CONTROL} ({error})", _REPORTS) from error
+    if not whole or not tokens:
+        raise InputError(f"not all requests of {CONTROL} have joules", "ask the demo again")
+    source: Origin = next(each for each in WEAKEST_FIRST if each in sources)
+    found = {
+        "wh_per_token": Figure(energy_j / tokens, "J/token"),
+        "query_joules": Figure(energy_j / arm["requests"], "J/query"),
+        "long_answer": Figure(tokens / arm["requests"], "token/answer"),
+    }
+    if per_correct is not None and correct:
+        found["answer_energy"] = Figure(per_correct, "J/answer")
+        found["success"] = Figure(correct / checked, "1")
+    return _all_replaced(inputs, ((name, figure, source) for name, figure in found.items()))
+
+
 def with_branching(inputs: Inputs, report: Mapping[str, Any]) -> Inputs:
     """The inputs with the bits that a token has, of what `etameter eta branching --json` prints: entropies there are in nats.
 
@@ -116,9 +146,7 @@ def with_branching(inputs: Inputs, report: Mapping[str, Any]) -> Inputs:
             sum(group[end] * group["tokens"] for group in groups) / tokens / math.log(2) for end in ("low", "high")
         )
     except (KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
-        raise InputError(
-            f"there is no entropy of tokens in the report ({error})", "give what `etameter eta branching --json` prints"
-        ) from error
+        raise InputError(f"there is no entropy of tokens in the report ({error})", _REPORTS) from error
     figure = Figure((low + high) / 2, "bit/token", (low, high))
     return _all_replaced(inputs, (("entropy_measured", figure, "measured"), ("bits_per_token", figure, "measured")))
 

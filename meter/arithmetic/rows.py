@@ -83,7 +83,7 @@ class Result:
 
 
 Inputs = Mapping[str, Input]
-_WEAKEST_FIRST: Final[Sequence[Origin]] = (
+WEAKEST_FIRST: Final[Sequence[Origin]] = (
     *("simulated", "shared", "estimated", "example", "yours", "measured", "document", "constant"),
 )
 
@@ -92,7 +92,7 @@ def work_out(row: Row, inputs: Inputs) -> Result:
     """Recompute a row. Its own inputs only are seen by its formula."""
     used = [inputs[name] for name in row.inputs]
     origins: list[Origin] = [each.origin for each in used]
-    origin = min(origins, key=_WEAKEST_FIRST.index) if origins else "constant"
+    origin = min(origins, key=WEAKEST_FIRST.index) if origins else "constant"
     missing = [each.name for each in used if each.value is None]
     if missing:
         return Result(row, None, None, f"needs {', '.join(missing)}: give a run, or set it", origin)

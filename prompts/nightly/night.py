@@ -47,7 +47,8 @@ class Night:
         stages = list(dict.fromkeys(figure.stage for figure in self.figures))
         arms = self.run.config.get("arms") or []
         control = [f"ab-fixed/{arms[0]}"] if arms else []
-        wanted = [*control, *(stage for stage in stages if stage.startswith("batch-")), *stages]
+        loaded = [stage for stage in stages if not stage.startswith("idle") and stage != "meter"]
+        wanted = [*control, *(stage for stage in loaded if stage.startswith("batch-")), *loaded]
         return next((stage for stage in wanted if stage in stages), "batch-1")
 
 

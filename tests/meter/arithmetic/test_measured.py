@@ -1,5 +1,6 @@
 """What a run of a comparison puts in the place of the documents' assumptions: worked by hand from a few rows."""
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from benchmarks.experiments import Way, World, simulate, tables
 from etameter.arithmetic import INPUTS, recompute
-from etameter.arithmetic.measured import with_branching, with_curve, with_night, with_run
+from etameter.arithmetic.measured import with_branching, with_curve, with_demo, with_night, with_run
 from etameter.arithmetic.rows import with_value
 from etameter.arithmetic_command import analysis_of, inputs_of, of_run
 from etameter.errors import ExperimentError, InputError
@@ -225,3 +226,45 @@ def test_a_curve_is_read_with_or_without_a_heading(tmp_path: Path) -> None:
         file.write_text(wrong, encoding="utf-8")
         with pytest.raises(InputError, match="curve"):
             inputs_of([], [], file)
+
+
+def demo(**told: Any) -> dict[str, Any]:
+    arm = {
+        "requests": 4,
+        "requests_without_energy": 0,
+        "requests_metered_in_part": 0,
+        "energy_joules": 80.0,
+        "correct": 2,
+        "not_checked": 0,
+        "joules_per_correct": 40.0,
+        "output_tokens": 200,
+    }
+    return {"source": "measured+simulated", "requests": [], "arms": {"unconstrained": {**arm, **told}}}
+
+
+def test_a_demo_is_told_by_its_attributed_joules(tmp_path: Path) -> None:
+    file = tmp_path / "demo.json"
+    file.write_text(json.dumps(demo()), encoding="utf-8")
+    told = {name: each.value for name, each in inputs_of([], [file], None).items() if each.origin == "simulated"}
+    assert told == {
+        "wh_per_token": pytest.approx(0.4 / 3600),
+        "query_joules": 20.0,
+        "long_answer": 50.0,
+        "answer_energy": 40.0,
+        "success": 0.5,
+    }, "of joules of two sources the lesser counts"
+    assert with_demo(INPUTS, demo(correct=0, joules_per_correct=None))["success"] == INPUTS["success"]
+
+
+def test_a_demo_without_all_joules_is_refused() -> None:
+    with pytest.raises(InputError, match="not all requests"):
+        with_demo(INPUTS, demo(requests_without_energy=1))
+    with pytest.raises(InputError, match="no joules of unconstrained"):
+        with_demo(INPUTS, {"requests": [], "arms": {}})
+
+
+def test_idle_stages_stand_for_no_night() -> None:
+    idle = figure(stage="idle-before", metric="power_w", source="measured")
+    served = figure(stage="external-vllm", metric="power_w", value=300.0, source="measured")
+    found = with_night(INPUTS, night.Night(run(), (), (idle, served)))
+    assert found["gpu_power"].value == 300.0
