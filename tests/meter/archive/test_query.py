@@ -73,11 +73,14 @@ def test_a_row_in_both_counts_once(tmp_path: Path, store: Store) -> None:
         "SELEC",
         "COPY requests TO '{}/stolen'",
         "WITH a AS (COPY requests TO '{}/stolen') SELECT 1",
+        "WITH a AS (COPY (SELECT 7 AS x) TO '{}/archive/requests/day=2024-09-26.parquet' (USE_TMP_FILE false)) SELECT 1",
+        "SELECT 1) UNION ALL (SELECT 2",
+        "SELECT 1 --\n); SELECT (2",
         "SELECT 1; SELECT 2",
         "DELETE FROM live_requests",
         "SELECT * FROM read_text('{}/outside')",
         "SELECT * FROM glob('{}/*')",
-        "SELECT * FROM sqlite_scan('{}/ledger.db', 'requests')",
+        "SELECT * FROM sqlite_scan('{}/ledger.db', 'requests')",  # and fetches no extension
         "ATTACH '{}/stolen'",
         "SET enable_external_access = true",
         "INSTALL httpfs",
@@ -91,6 +94,7 @@ def test_a_query_that_is_wrong_writes_or_reaches_outside_is_refused(tmp_path: Pa
     with pytest.raises(ArchiveError, match="the query"):
         asked(store, ledger.path, query.format(tmp_path))
     assert not (tmp_path / "stolen").exists()
+    assert asked(store, ledger.path, "SELECT count(*) FROM requests;")[1] == [(2,)]
     ledger.close()
 
 
