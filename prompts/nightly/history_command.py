@@ -21,7 +21,7 @@ from .metrics import METRICS, series
 from .night import Night
 from .page import page
 from .rows import Figure
-from .verdict import Verdict, judge
+from .verdict import Verdict, against, judge
 from .wording import SIMULATED, number, sentences
 
 _WIDTH = 40
@@ -80,11 +80,13 @@ def plotted(location: str, wanted: str, name: str | None, console: Console | Non
 
 
 def compared(location: str, earlier: str, later: str, console: Console | None) -> int:
-    """Judges one night by one other. Exit codes as of a night."""
+    """Judges one night by one other. Exit codes as of a night. Raises NightError where the other is no earlier one."""
     with history.folder_of(location) as folder:
         found = history.nights(folder)
     before, after = history.one(found, earlier), history.one(found, later)
-    verdict = judge([before], after)
+    if before.run.run_id >= after.run.run_id:
+        raise NightError(f"{before.run.run_id} is not before {after.run.run_id}", "name the earlier night first")
+    verdict = against(before, after)
     _print(after, verdict, console)
     return verdict.exit_code
 

@@ -37,7 +37,6 @@ SAME_WITHIN: Final = 0.05
 """What "same" says: the interval of the change lies within this."""
 
 _LIKE: Final[Mapping[str, Callable[[Run], object]]] = {
-    "name": lambda run: run.name,
     "source": lambda run: run.source,
     "counter": lambda run: run.counter,
     "model": lambda run: (run.model, run.model_hash),
@@ -47,6 +46,10 @@ _LIKE: Final[Mapping[str, Callable[[Run], object]]] = {
     "hardware": lambda run: [run.hardware.get(each) for each in ("boards", "cpu", "cores")],
     "power cap": lambda run: run.power_cap_w,
     "highest clock": lambda run: run.clock_mhz,
+}
+_FIRST: Final[Mapping[str, Callable[[Run], object]]] = {
+    "job": lambda run: run.name,
+    "status": lambda run: run.status,
 }
 _MAY_DIFFER: Final[Mapping[str, Callable[[Run], object]]] = {
     "driver": lambda run: run.driver,
@@ -161,6 +164,15 @@ def judge(nights: Sequence[Night], tonight: Night, noise: Noise = SHIPPED) -> Ve
         unlike=(),
         changed_too=_changed_too([*like, tonight], changes),
     )
+
+
+def against(before: Night, tonight: Night, noise: Noise = SHIPPED) -> Verdict:
+    """Tonight beside this one night, which has to be an earlier one."""
+    verdict = judge([before], tonight, noise)
+    if verdict.word != "first":
+        return verdict
+    unlike = differences(before.run, tonight.run, _FIRST)
+    return replace(verdict, word="not comparable", exit_code=EXIT_CODES["not comparable"], unlike=unlike)
 
 
 def differences(before: Run, after: Run, aspects: Mapping[str, Callable[[Run], object]]) -> tuple[Difference, ...]:

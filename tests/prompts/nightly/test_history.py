@@ -1,5 +1,6 @@
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from etameter.cli import app
 from etameter.errors import NightError
 from etameter.footprint import Footprint
 from etameter.nightly_section import NightlySection
-from etameter.prompts.nightly import command, conclusion, history, night
+from etameter.prompts.nightly import command, conclusion, history, history_command, night
 from etameter.prompts.nightly.night import Night
 from etameter.prompts.nightly.verdict import judge
 
@@ -88,6 +89,28 @@ def test_two_nights_are_compared(tmp_path: Path) -> None:
     assert answer.return_value == 3
     assert json.loads(answer.stdout)["word"] == "regression"
     assert json.loads(answer.stdout)["compared"] == ["20261101T020000Z-0a1b2c3d"]
+
+
+@pytest.mark.parametrize(
+    ("told", "what"), [({"name": "weekly"}, "job: weekly, then nightly"), ({"status": "unstable"}, "status: unstable")]
+)
+def test_a_night_is_not_compared_with_one_that_is_no_measure(tmp_path: Path, told: dict[str, str], what: str) -> None:
+    kept(tmp_path / "other", 9.0, **told)
+    kept(tmp_path, 3.0, 3.0)
+    earlier = next((tmp_path / "other").iterdir())
+    shutil.rmtree(tmp_path / earlier.name)
+    earlier.rename(tmp_path / earlier.name)
+    answer = CliRunner().invoke(
+        app, ["history", str(tmp_path), "--compare", "20261101", "20261102", "--json"], standalone_mode=False
+    )
+    assert answer.return_value == 4
+    assert what in " ".join(json.loads(answer.stdout)["sentences"]).lower()
+
+
+def test_the_earlier_night_is_named_first(tmp_path: Path) -> None:
+    kept(tmp_path, 3.0, 3.3)
+    with pytest.raises(NightError, match="name the earlier night first"):
+        history_command.compared(str(tmp_path), "20261102", "20261101", None)
 
 
 def test_a_page_is_written_of_any_night(tmp_path: Path) -> None:
