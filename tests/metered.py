@@ -123,6 +123,12 @@ def settled(metered: Metered, path: str) -> Any:
     return energy if energy and energy["settled"] else None
 
 
+def written(metered: Metered, receipt_id: str) -> list[RequestRow]:
+    """The rows behind a receipt once all are settled: what is told is told from memory, and written a moment later."""
+    rows = [row for row in metered.rows() if row.record.receipt_id == receipt_id]
+    return rows if all(row.energy.settled for row in rows) else []
+
+
 def receipt_of(answer: Any) -> str:
     return str(answer.energy["receipt_id"] if answer.energy else answer.energy_receipt_id)
 
@@ -135,7 +141,7 @@ def check_sum(metered: Metered, told: Told) -> None:
     assert energy["energy_joules"] == pytest.approx(energy["prompt_joules"] + energy["output_joules"])
     assert energy["energy_joules"] > 0
     late = until(lambda: settled(metered, f"/energy/{energy['receipt_id']}"))
-    rows = [row for row in metered.rows() if row.record.receipt_id == energy["receipt_id"]]
+    rows = until(lambda: written(metered, energy["receipt_id"]))
     assert late["energy_joules"] == pytest.approx(sum(row.energy.energy_j for row in rows))
     assert late["energy_joules"] == pytest.approx(late["prompt_joules"] + late["output_joules"])
     assert late["output_tokens"] == usage.get("completion_tokens", 0)
