@@ -1,7 +1,8 @@
 """Asks a model what the spans of an answer were for: the questions, and what its replies say.
 
 Two questions for each part of an answer, the second with labels and spans in the other order: a label that hangs on the order is no judgement.
-Prompt and answer are quoted as data. Whatever they say, they can't end their quotation: the marks that bound it are escaped in them.
+Prompt and answer are quoted as data. Whatever they say, they can't end their quotation: in them the marks that bound it are escaped, and those
+that a model's tokenizer would take for the end of a message.
 """
 
 import hashlib
@@ -165,7 +166,11 @@ def _quoted(text: str) -> str:
     if len(text) > 2 * _SHOWN:
         left_out = len(text) - 2 * _SHOWN
         text = f"{text[:_SHOWN]} […{left_out} characters left out…] {text[-_SHOWN:]}"
-    return re.sub(r"<(?=/?(?:span|prompt|answer)\b)", "&lt;", text, flags=re.IGNORECASE)
+    return _CONTROL.sub(r"[ \1]", text.replace("<", "&lt;"))
+
+
+_CONTROL: Final = re.compile(r"\[(/?[A-Z_]{3,})\]")
+"""Tokens such as [INST] that a tokenizer makes of text, too. All others, <|im_end|> or </s>, begin with <."""
 
 
 def _schema() -> dict[str, Any]:
