@@ -21,7 +21,7 @@ from .metrics import METRICS, series
 from .night import Night
 from .noise import SHIPPED, Noise
 from .rows import Figure, Run
-from .shift import RECENT, WINDOW, interval, shift
+from .shift import RECENT, WINDOW, Array, interval, shift
 
 Word = Literal["worse", "better", "same", "unclear", "unknown"]
 """Of a series. unclear: no change is shown, nor that there is none. unknown: nothing to compare, or no figure."""
@@ -33,6 +33,8 @@ HEADLINE: Final = ("j_per_token", "j_per_correct_answer")
 NIGHTS_PER_FALSE_ALARM: Final = 365
 MATTERS: Final = 0.02
 """A change that is surely there and smaller than this is told as none: boards of one kind differ by more."""
+MOST_ERROR: Final = 10.0
+"""Of a logarithm: such a figure says nothing, and a larger one would only leave the range of floating-point numbers."""
 SAME_WITHIN: Final = 0.05
 """What "same" says: the interval of the change lies within this."""
 
@@ -123,7 +125,7 @@ class Verdict:
     unlike: tuple[Difference, ...]
     """From the last night of this job, where it is not comparable."""
     changed_too: tuple[Difference, ...]
-    """What changed in the night in which a headline figure did."""
+    """What changed in the night in which a headline figure did, as far as that is known."""
 
 
 def judge(nights: Sequence[Night], tonight: Night, noise: Noise = SHIPPED) -> Verdict:
@@ -209,7 +211,7 @@ def _change(like: Sequence[Night], tonight: Night, figure: Figure, noise: Noise)
         return replace(known, reason="no night before has this figure")
     told.append((tonight.run.run_id, figure))
     values = np.log([found.value for _, found in told if found.value is not None])
-    errors = np.array([_error(found) for _, found in told])
+    errors = _floored(np.array([_error(found) for _, found in told]))
     moved = shift(values, errors, noise)
     recent = int(moved.recent)
     low, high = interval(values, errors, recent, noise)
@@ -254,7 +256,12 @@ def _error(figure: Figure) -> float:
     """Standard error of the logarithm, from a 95 % interval; 0 where there is none, and then the scatter between nights has to tell."""
     if figure.value is None or figure.low is None or figure.high is None:
         return 0.0
-    return (figure.high - figure.low) / figure.value / (2 * 1.96)
+    return min(MOST_ERROR, (figure.high - figure.low) / figure.value / (2 * 1.96))
+
+
+def _floored(errors: Array) -> Array:
+    """No night's is less than that of half of them: an interval from three to five windows is often too narrow by chance, and the night would be believed too much."""
+    return np.maximum(errors, np.median(errors))
 
 
 def _held(changes: Sequence[Change]) -> Iterator[Change]:
@@ -293,8 +300,12 @@ def _overall(headline: Sequence[Change]) -> Overall:
 
 
 def _changed_too(nights: Sequence[Night], changes: Sequence[Change]) -> tuple[Difference, ...]:
-    first = next((each.since for each in changes if each.headline and each.word in ("worse", "better")), None)
-    for before, after in pairwise(nights):
-        if after.run.run_id == first:
-            return differences(before.run, after.run, _MAY_DIFFER)
-    return ()
+    """Not every count of last nights is tried: a change that is older than two nights may have come a night earlier or later than it is said to have."""
+    first = next((each for each in changes if each.headline and each.word in ("worse", "better")), None)
+    if first is None:
+        return ()
+    place = next(at for at, night in enumerate(nights) if night.run.run_id == first.since)
+    near = 1 if first.nights_since > 2 else 0
+    about = nights[max(place - 1 - near, 0) : place + 1 + near]
+    found = (differences(before.run, after.run, _MAY_DIFFER) for before, after in pairwise(about))
+    return tuple(dict.fromkeys(each for some in found for each in some))

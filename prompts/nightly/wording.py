@@ -7,6 +7,7 @@ from etameter.prompts.sentences import marked
 
 from .metrics import METRICS
 from .rows import Run
+from .shift import RECENT
 from .verdict import NIGHTS_PER_FALSE_ALARM, SAME_WITHIN, Change, Verdict
 
 SIMULATED: Final = "SIMULATED: no joule or watt here is a measurement of hardware."
@@ -77,7 +78,8 @@ def _compared(verdict: Verdict) -> Iterator[str]:
     if len(told) > _SAID:
         yield f"{len(told) - _SAID} more of the headline stand in the table."
     if verdict.changed_too:
-        yield f"In the same night: {'; '.join(str(each) for each in verdict.changed_too)}."
+        when = "In the same night" if moved[0].nights_since <= 2 else "About then"
+        yield f"{when}: {'; '.join(str(each) for each in verdict.changed_too)}."
     yield from (f"Beside it, {METRICS[change.metric].words}. {sentence(change)}" for change in others[:_SAID])
     yield (
         f"Compared with {_nights(len(verdict.compared))}; the {len(headline)} series of the headline are held together to one false alarm in "
@@ -86,6 +88,8 @@ def _compared(verdict: Verdict) -> Iterator[str]:
 
 
 def _since(change: Change) -> str:
+    if change.nights_since == max(RECENT):
+        return f"for {_nights(change.nights_since)} or more"
     return "tonight" if change.nights_since == 1 else f"for {_nights(change.nights_since)}, since {change.since}"
 
 

@@ -116,6 +116,25 @@ def test_what_changed_with_the_figures_is_named() -> None:
     assert [str(each) for each in verdict.changed_too] == ["vLLM: 0.32.0, then 0.33.0"]
 
 
+@pytest.mark.parametrize("ago", range(1, 8))
+def test_what_changed_some_nights_ago_is_named_though_not_every_night_is_tried(ago: int) -> None:
+    values = [3.0 + 0.003 * (day % 3) for day in range(20)]
+    nights = [
+        night(day + 1, at(value * (1.1 if day >= 20 - ago else 1)), vllm="0.33.0" if day >= 20 - ago else "0.32.0")
+        for day, value in enumerate(values)
+    ]
+    verdict = judge(nights[:-1], nights[-1])
+    assert verdict.word == "regression"
+    assert [str(each) for each in verdict.changed_too] == ["vLLM: 0.32.0, then 0.33.0"]
+
+
+def test_of_an_old_change_it_is_not_said_since_when() -> None:
+    nights = [night(day + 1, at(3.0 * (1.1 if day >= 20 else 1))) for day in range(29)]
+    verdict = judge(nights[:-1], nights[-1])
+    assert verdict.word == "regression"
+    assert "for 7 nights or more." in sentences(run(), verdict)[1]
+
+
 def test_figures_that_are_unknown_stay_unknown() -> None:
     nights = [night(1, at(3.0))]
     verdict = judge(nights, night(2, at(None, reason="nothing was asked"), at(5.0, stage="batch-1")))
@@ -147,6 +166,18 @@ def test_a_night_that_lost_a_figure_of_the_headline_is_not_the_same(lost: list[A
 def test_zero_has_no_ratio() -> None:
     [change] = judge([night(1, at(3.0))], night(2, at(0.0))).changes
     assert (change.word, change.reason) == ("unknown", "there is no figure above zero, and so no ratio")
+
+
+def test_an_interval_that_is_narrow_by_chance_is_not_believed_more_than_most() -> None:
+    nights = [night(day, at(3.0 + 0.09 * (-1) ** day, low=2.7, high=3.3)) for day in range(1, 6)]
+    one, narrow = (judge(nights, night(6, at(3.4, low=3.4 - half, high=3.4 + half))) for half in (0.3, 0.001))
+    assert narrow.changes[0].p == pytest.approx(one.changes[0].p, rel=0.2)
+
+
+def test_an_interval_beyond_all_bounds_says_nothing() -> None:
+    verdict = judge([night(1, at(3.0)), night(2, at(3.0))], night(3, at(3e-9, low=0.0, high=1e300)))
+    assert verdict.word == "unclear"
+    assert math.isfinite(verdict.changes[0].p or math.nan)
 
 
 def test_many_series_are_held_to_one_false_alarm() -> None:
