@@ -236,8 +236,14 @@ class Config(BaseSettings):
     nightly: NightlySection = NightlySection()
     arms: dict[Name, ArmSection] = Field(
         default_factory=lambda: {name: ArmSection(description=told) for name, told in ARMS.items()},
-        description="The arms that requests may name; any other is counted as `other`.",
+        description="The arms that requests may name, besides `audit`; any other is counted as `other`.",
     )
+
+    @field_validator("arms")
+    @classmethod
+    def _with_audit(cls, arms: dict[str, ArmSection]) -> dict[str, ArmSection]:
+        """Under another name audits would be traffic: they would be audited, and be in their own way."""
+        return {**arms, "audit": arms.get("audit", ArmSection(description=ARMS["audit"]))}
 
     @property
     def ledger(self) -> Path:

@@ -42,9 +42,10 @@ def test_command_line_wins_over_environment_over_file(monkeypatch: pytest.Monkey
     assert (loaded.meter.port, loaded.meter.poll_ms, loaded.meter.host) == (1003, 8.0, "10.0.0.1")
 
 
-def test_configured_arms_replace_the_default_ones() -> None:
+def test_configured_arms_replace_the_default_ones_but_that_of_audits() -> None:
     _write('[arms.terse]\ndescription = "two sentences"\n')
-    assert {name: arm.description for name, arm in config.load().arms.items()} == {"terse": "two sentences"}
+    told = {name: arm.description for name, arm in config.load().arms.items()}
+    assert told == {"terse": "two sentences", "audit": config.ARMS["audit"]}
 
 
 @pytest.mark.parametrize(
