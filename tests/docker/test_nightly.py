@@ -62,6 +62,12 @@ def test_every_schedule_calls_the_command() -> None:
     assert 'ENTRYPOINT ["etameter", "nightly"]' in (ROOT / "docker" / "Dockerfile").read_text()
 
 
+def test_under_systemd_a_home_can_be_written() -> None:
+    """ProtectSystem=strict leaves nothing else of the disk to it, and vLLM compiles and fetches into its home."""
+    told = (SYSTEMD / "etameter-nightly.service").read_text().splitlines()
+    assert {"ProtectSystem=strict", "CacheDirectory=etameter", "Environment=HOME=/var/cache/etameter"} <= set(told)
+
+
 def cronjob() -> dict[str, Any]:
     found: dict[str, Any] = yaml.safe_load((JOB / "cronjob.yaml").read_text())
     return found
