@@ -18,6 +18,7 @@ from etameter.devices import Device, fit_key, gpus_of
 from etameter.export.live import Running, key_of, seconds
 from etameter.gpu import Gpu, Settled
 from etameter.ledger import RequestRow, RequestValues, Resume, RunningValues, request_row, row_values
+from etameter.ranks import READ_MARGIN_NS, Owed, Rank, elsewhere, share_out
 from etameter.records import Balance, Conditions, Finding, Source, weakest
 from etameter.requests import NEVER_NS, UNKNOWN_NS
 from etameter.roofline import shape_of
@@ -35,8 +36,6 @@ STUCK_NS = 60_000_000_000
 """When nothing could be settled for so long, requests are closed without the missing part."""
 HUNG_NS = 600_000_000_000
 """A step that has not ended after so long never will: the engine hangs, and what it does is not known."""
-READ_MARGIN_NS = 20_000_000
-"""A record is visible so soon after the instant it carries."""
 KEPT_FITS = 64
 MAX_ANNOUNCED = 65_536
 
@@ -83,6 +82,10 @@ class Accounts:
         }
         self._gpus = self._all_gpus
         self._assembler: StepAssembler | None = None
+        self.rank: Rank | None = None
+        """What other ranks of a group see of these books; None before the first engine."""
+        self.peers: Sequence[Rank] = ()
+        """Those of the group of this engine, but for itself."""
         self._books: Books | None = None
         self._steps: list[list[Step]] = [[]]
         """By stage of the pipeline."""
@@ -114,8 +117,9 @@ class Accounts:
 
     @property
     def settled_until_ns(self) -> int:
-        """Up to when all devices are settled; 0 before the first interval."""
-        return min(gpu.frontier_ns or 0 for gpu in self._gpus.values())
+        """Up to when all devices are settled, those of the engine's group too; 0 before the first interval."""
+        own_ns = min(gpu.frontier_ns or 0 for gpu in self._gpus.values())
+        return min([own_ns, *(peer.settled_until_ns for peer in self.peers if not peer.is_over)])
 
     def inherit(self, rows: Iterable[RequestRow]) -> None:
         """Requests that an earlier meter left open: their energy goes on from there."""
@@ -140,13 +144,17 @@ class Accounts:
         self._books = Books(header, self._assembler.requests, self._arms, self._inherited)
         if self._resume is None or self._resume.ring_created_ns != header.created_ns:
             self._settled_before_ns = 0
-            self._lost_rows += [_lost(row, header.created_ns) for row in self._inherited.values()]
-            self._inherited.clear()
+            # One of this engine may have been charged by a rank beside it before this one had settled anything.
+            ended = [row for row in self._inherited.values() if row.engine_started_ns != header.created_ns]
+            self._lost_rows += [_lost(row, header.created_ns) for row in ended]
+            for row in ended:
+                del self._inherited[row.number]
         self._gpus = {uuid: gpu for uuid, gpu in self._all_gpus.items() if uuid in chosen}
         self._stages = self._stage_of_each(header, len(self._steps))
         for uuid, gpu in self._gpus.items():
             shape = shape_of({} if self._devices[uuid].kind == "simulated" else header.details)
             gpu.expect(shape, self._fits.get(fit_key(uuid, header)))
+        self.rank = Rank(header, self._assembler, self._books, self._steps, self._gpus, self._stages, self.source)
 
     def _stage_of_each(self, header: RingHeader, stages: int) -> dict[str, int]:
         """The pipeline stage that a GPU works for: the engine names its GPUs in the order of its workers. What stands for all of them is the last."""
@@ -160,6 +168,8 @@ class Accounts:
         """The engine is gone: its requests are over."""
         if self._assembler is not None:
             self._assembler.abandon(now_ns)
+        if self.rank is not None:
+            self.rank.ended_ns = now_ns
 
     def announce(self, receipt_id: str, arm: str) -> None:
         """The middleware has seen a request, of which one prompt may come to the engine long after another, or none: the oldest are forgotten."""
@@ -186,14 +196,14 @@ class Accounts:
     def steps(self, records: Iterable[Record], read_ns: int) -> None:
         """What the ring held at `read_ns`."""
         self._foreseen = None
-        if self._assembler is None:
+        if self._assembler is None or self.rank is None:
             return
         self._assembler.feed(records)
         self._assembler.give_up(read_ns - HUNG_NS, read_ns)
         for known, new in zip(self._steps, self._assembler.steps, strict=True):
             known.extend(new)
             new.clear()
-        self._read_ns = read_ns
+        self._read_ns = self.rank.read_ns = read_ns
         self._first_read_ns = self._first_read_ns or read_ns
 
     def settle(self) -> Batch | None:
@@ -205,24 +215,32 @@ class Accounts:
                 gpu.await_engine()
             elif uuid not in self._gpus:
                 gpu.leave()
-        if self._assembler is None or self._books is None:
+        if self._assembler is None or self._books is None or self.rank is None:
             return None
         assembler, books = self._assembler, self._books
         balances: list[tuple[Balance, Source]] = []
         increments: list[list[Increment]] = []
         charged: list[IntArray] = []
+        owed: list[Owed] = []
         for index, gpu in enumerate(self._gpus.values()):
             source = self._devices[gpu.gpu_uuid].source
-            for settled in self._settle_gpu(assembler, books, gpu):
+            for settled, of_others in self._settle_gpu(assembler, books, self.rank, gpu):
                 shares = settled.settlement.shares
                 # Tokens are counted with the joules that they cost, or not at all.
                 ended = settled.ended if index == 0 and len(shares.slots) else None
                 batch = settled.settlement.work.mean_players
-                increments.append(books.charge(gpu.gpu_uuid, shares, ended, batch, source))
+                own = books.charge(gpu.gpu_uuid, shares, ended, batch, source)
+                increments.append(own + [one for each in of_others for one in each.charge(gpu.gpu_uuid, source)])
+                owed += of_others
                 balances.append((settled.settlement.balance, source))
                 charged.append(shares.slots)
         request_ids = [assembler.requests.table["request_id"][slots].tolist() for slots in charged]
-        rows, running = self._rows(assembler, books, charged)
+        rows, running = self._rows(assembler, books, self.rank, charged)
+        for peer in self.peers:
+            slots = [each.shares.slots for each in owed if each.rank is peer]
+            if slots:
+                whole, changes = peer.rows(np.zeros(0, dtype=np.int64), slots)
+                rows, running = rows + whole, running + changes
         self._prune(assembler)
         rows = [*map(row_values, self._lost_rows), *rows]
         if not balances and not rows:
@@ -305,18 +323,23 @@ class Accounts:
         requests = self._assembler.requests
         return int((requests.table["finished_ns"][requests.slots] == NEVER_NS).sum())
 
-    def _settle_gpu(self, assembler: StepAssembler, books: Books, gpu: Gpu) -> list[Settled]:
+    def _settle_gpu(
+        self, assembler: StepAssembler, books: Books, rank: Rank, gpu: Gpu
+    ) -> list[tuple[Settled, list[Owed]]]:
         found = []
+        stage = self._stages[gpu.gpu_uuid]
         while (span := gpu.next_span()) is not None:
             start_ns, end_ns = span
             if not self._all_known_until(assembler, end_ns + BUBBLE_NS):
                 break
             if gpu.frontier_ns is None:
                 self._begin(books, start_ns)
-            steps = self._steps[self._stages[gpu.gpu_uuid]]
-            settled = gpu.settle(start_ns, end_ns, steps, assembler.header.created_ns, assembler.missing)
+            beside = elsewhere(self.peers, stage, start_ns, end_ns, rank.ended_ns)
+            settled = gpu.settle(
+                start_ns, end_ns, self._steps[stage], assembler.header.created_ns, assembler.missing, beside
+            )
             _mark_partial(books, settled.unpaid)
-            found.append(settled)
+            found.append(share_out(settled, self.peers, stage) if settled.passes else (settled, []))
         return found
 
     def _begin(self, books: Books, start_ns: int) -> None:
@@ -326,10 +349,11 @@ class Accounts:
 
     def _all_known_until(self, assembler: StepAssembler, t_ns: int) -> bool:
         in_flight_ns = assembler.oldest_in_flight_ns
-        return self._read_ns - READ_MARGIN_NS >= t_ns and (in_flight_ns is None or in_flight_ns > t_ns)
+        own = self._read_ns - READ_MARGIN_NS >= t_ns and (in_flight_ns is None or in_flight_ns > t_ns)
+        return own and all(peer.is_known_until(t_ns) for peer in self.peers)
 
     def _rows(
-        self, assembler: StepAssembler, books: Books, charged: Sequence[IntArray]
+        self, assembler: StepAssembler, books: Books, rank: Rank, charged: Sequence[IntArray]
     ) -> tuple[list[RequestValues], list[RunningValues]]:
         """Rows of requests that have come to their end, which are then forgotten, and of others that were charged; changes of the rest."""
         requests, settled_ns = assembler.requests, self.settled_until_ns
@@ -343,21 +367,11 @@ class Accounts:
                 assembler.missing.pop()
             assembler.missing.append(Missing(settled_ns, int(ends_ns[given_up].max())))
         before_ns = np.where(ends_ns[over] <= settled_ns, self._settled_before_ns, self._first_read_ns)
-        is_ours = ends_ns[over] > before_ns
+        is_ours = (ends_ns[over] > before_ns) | books.has_row(over)
         if self._inherited:
             is_ours |= np.isin(requests.table["number"][over], list(self._inherited))
         closed = over[is_ours]
-        is_charged = np.zeros(len(requests.table), dtype=np.bool_)
-        for each in charged:
-            is_charged[each] = True
-        is_charged[over] = False
-        running = np.flatnonzero(is_charged)
-        is_written = books.is_written(running)
-        whole = np.concatenate([closed, running[~is_written]])
-        totals = books.totals(np.concatenate([whole, running[is_written]]), self.costs())
-        settled = np.arange(len(whole)) < len(closed)
-        rows = books.rows(totals.of(slice(len(whole))), settled, self.source) if len(whole) else []
-        changes = books.changes(totals.of(slice(len(whole), None)))
+        rows, changes = rank.rows(closed, charged)
         self._curves |= books.curves(closed)
         self._forget(assembler, books, over)
         return rows, changes

@@ -6,13 +6,15 @@ that were scheduled in it. See docs/method.md for the rules and their limits.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from etameter.costs import Costs, edge_variance_j2
 from etameter.division import divide
 from etameter.records import Balance, Interval
+from etameter.spans import length_ns
+from etameter.stages import Span
 from etameter.steps import Missing
 from etameter.work import EXPERTS, OWN, TERMS, Array, BoolArray, IntArray, Work
 
@@ -100,6 +102,9 @@ class Settlement:
     shares: Shares
     work: Work
     """The steps that were paid, and those beside paid bubbles."""
+    passes_j: float = 0.0
+    """What passes took above idle: in the balance as `steps_missing`, until requests of other ranks are found that pay it."""
+    passes_variance_j2: float = 0.0
 
 
 def attribute(
@@ -110,13 +115,15 @@ def attribute(
     costs: Costs,
     engine_started_ns: int,
     missing: Sequence[Missing] = (),
+    passes: Sequence[Span] = (),
 ) -> Settlement:
     """Settle one interval of one GPU.
 
     The interval's edges say when its joules were *published*; `start_ns` and `end_ns` say when the work was done that they paid for
     (the edges less the publishing lag). `work` holds the engine's completed steps, at least all that overlap, and their neighbours
     within `BUBBLE_NS`. What comes before `engine_started_ns` is start-up: loading, compiling, capturing graphs. In the spans
-    of `missing` steps may have run that nobody recorded.
+    of `missing` steps may have run that nobody recorded. In `passes`, which lie in the window, after the start-up and outside of steps, the
+    engine may have run empty passes because other ranks of its group worked.
     """
     cause = interval.cause
     if cause is None and any(span.start_ns < end_ns and span.end_ns > start_ns for span in missing):
@@ -145,21 +152,25 @@ def attribute(
     start_up_s = max(0, engine_started_ns - start_ns) * 1e-9
     duration_s = (end_ns - start_ns) * 1e-9
     busy_s = float(np.sum(features[:, 0] * part))
-    idle_s = max(duration_s - busy_s - bubble_s - start_up_s, 0.0)
+    passes_s = length_ns(passes) * 1e-9
+    idle_s = max(duration_s - busy_s - bubble_s - start_up_s - passes_s, 0.0)
     power_variance = float(costs.covariance[0, 0]) + (costs.step_noise * power_w) ** 2
-    modelled = np.concatenate([modelled_j, [power_w * bubble_s, power_w * idle_s, power_w * start_up_s]])
-    variance = np.concatenate(
-        [variance_j2, [power_variance * seconds**2 for seconds in (bubble_s, idle_s, start_up_s)]]
-    )
-    edge_j2 = edge_variance_j2(interval)
+    others_s = np.array([bubble_s, idle_s, start_up_s, *([passes_s] if passes else [])])
+    modelled = np.concatenate([modelled_j, power_w * others_s])
+    variance = np.concatenate([variance_j2, power_variance * others_s**2])
+    known_j2 = edge_j2 = edge_variance_j2(interval)
+    if passes:  # nor of what empty passes draw
+        known_j2 = edge_j2 + float(np.sum(variance))
+        variance[-1] += (interval.energy_j * passes_s / duration_s) ** 2
     if start_up_s > 0:  # nothing is known of what start-up draws: it takes whatever the rest leaves
-        variance[-1] += interval.energy_j**2
+        variance[len(modelled_j) + 2] += interval.energy_j**2
     tolerance_j2 = edge_j2 + _lag_variance(work, costs, features, start_ns, end_ns)
     if costs.intervals == 0:  # a first guess can't tell a neighbour from its own error
         tolerance_j2 = math.inf
     paid_j, residual_j = reconcile(modelled, variance, interval.energy_j, tolerance_j2)
-    step_j, (bubble_j, idle_j, start_up_j) = paid_j[:-3], paid_j[-3:]
-    posterior_j2 = _posterior(variance_j2, edge_j2)
+    step_j, (bubble_j, idle_j, start_up_j, *of_passes_j) = np.split(paid_j, [len(modelled_j)])
+    above_j = max(float(sum(of_passes_j)) - power_w * passes_s, 0.0)
+    posterior_j2 = _posterior(variance_j2, edge_j2 + float(np.sum(variance[len(modelled_j) + 3 :])))
     shares, ran = _step_shares(busy, costs, part[near], step_j[near], posterior_j2[near], edge_j2, interval.energy_j)
     if bubble_s > 0:
         each_j = float(bubble_j) * (bubbles_s / bubble_s) / np.maximum(payers, 1)
@@ -169,17 +180,19 @@ def attribute(
         else:
             shares.amounts[:, OUTPUT_J] += each_j @ waits
         ran |= waits[bubbles_s > 0].any(axis=0)
-    return _settle(
+    causes = {"model_residual": residual_j, "steps_missing": above_j}
+    settlement = _settle(
         interval,
         start_ns,
         end_ns,
         shares.of(np.flatnonzero(ran)),
         busy,
-        idle_j=float(idle_j),
+        idle_j=float(idle_j + sum(of_passes_j) - above_j),
         engine_overhead_j=float(start_up_j),
-        unattributed={"model_residual": residual_j} if residual_j > 0 else {},
+        unattributed={cause: joules for cause, joules in causes.items() if joules > 0},
         host_bubble_j=float(bubble_j),
     )
+    return replace(settlement, passes_j=above_j, passes_variance_j2=known_j2)
 
 
 def foresee(work: Work, costs: Costs, since_ns: int) -> Shares:
@@ -194,6 +207,16 @@ def foresee(work: Work, costs: Costs, since_ns: int) -> Shares:
     share = shares.energy_j / max(float(np.sum(modelled_j)), 1e-30)
     shares.amounts[:, VARIANCE_J2] += variance_j2 * share**2  # no counter holds the sum fixed yet
     return shares
+
+
+def share_passes(work: Work, costs: Costs, part: Array, step_j: Array, variance_j2: float) -> Shares:
+    """What requests pay of passes that another rank ran in parts of their steps: `step_j` (S), shared as the steps' own energy is.
+
+    `costs` are those of the GPU that ran the steps. The tokens from its cache have been told there.
+    """
+    shares, ran = _step_shares(work, costs, part, step_j, np.zeros(len(part)), variance_j2, float(np.sum(step_j)))
+    shares.amounts[:, AVOIDED_J] = shares.sensitivity[:] = shares.limited[:] = 0.0
+    return shares.of(np.flatnonzero(ran))
 
 
 def reconcile(modelled: Array, variance: Array, energy_j: float, edge_j2: float) -> tuple[Array, float]:

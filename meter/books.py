@@ -206,6 +206,12 @@ class Books:
         self._written[slots] = True
         return written
 
+    def has_row(self, slots: IntArray) -> BoolArray:
+        """Whose rows the ledger has, from this meter or an earlier one, and that it waits to be told the end of."""
+        self._grow()
+        known: BoolArray = self._written[slots] | self._resumed[slots]
+        return known
+
     def changes(self, totals: Totals) -> list[RunningValues]:
         """What has changed in the rows of requests that the ledger has."""
         slots = totals.slots

@@ -15,6 +15,7 @@ from etameter.accounts import KEPT_FITS, STUCK_NS, Accounts, Batch
 from etameter.devices import gpus_of
 from etameter.errors import EngineError
 from etameter.ledger import Ledger, Resume
+from etameter.ranks import Rank
 from etameter.records import Edge
 from etameter.serving.ring import RingHeader, RingReader, boot_id
 
@@ -94,12 +95,19 @@ class Engine:
 
     def settle(self) -> Batch | None:
         """Settle all that can be; None where there is nothing new."""
+        self.accounts.peers = self._peers()
         batch = self.accounts.settle()
         if batch is None or self._known is None:
             return None
         frontier_ns = batch.resume.frontier_ns
         self.settled |= {edge.gpu_uuid: (frontier_ns[edge.gpu_uuid], edge) for edge in batch.resume.last_edges}
         return replace(batch, resume=replace(batch.resume, engine=self._known.engine))
+
+    def _peers(self) -> list[Rank]:
+        """The other ranks of the group that its engine works in step with."""
+        own = self.accounts.rank
+        ranks = [each.accounts.rank for each in self._neighbours if each is not self]
+        return [each for each in ranks if each and own and own.group and each.group == own.group]
 
     def _resumable(self) -> Resume:
         """Where the last meter left this engine; without place and time, and so for the fits only, unless the engine still runs."""

@@ -3,12 +3,14 @@
 from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from etameter.attribution import BUBBLE_NS, Settlement, attribute
 from etameter.fit import CostFit, Fitted
 from etameter.records import Edge, Interval
 from etameter.roofline import QWEN3_8B, ModelShape, board_of, roofline_prior
+from etameter.spans import union, within, without
+from etameter.stages import Span
 from etameter.steps import Missing
 from etameter.timeline import Timeline
 from etameter.work import Step, Work
@@ -27,6 +29,10 @@ class Settled:
     """Those of its paid steps that ended in it."""
     unpaid: list[Step]
     """Steps, or parts of them, that nobody pays."""
+    passes: list[Span] = field(default_factory=list)
+    """When the engine may have run empty passes for others."""
+    is_trusted: bool = True
+    """Energy and steps are known."""
 
 
 class Gpu:
@@ -87,20 +93,34 @@ class Gpu:
         return None
 
     def settle(
-        self, start_ns: int, end_ns: int, steps: list[Step], engine_started_ns: int, missing: Sequence[Missing]
+        self,
+        start_ns: int,
+        end_ns: int,
+        steps: list[Step],
+        engine_started_ns: int,
+        missing: Sequence[Missing],
+        elsewhere: Sequence[Span] = (),
     ) -> Settled:
-        """Settle the next interval, whose work was done from `start_ns` to `end_ns`; `steps` are in order of time."""
+        """Settle the next interval, whose work was done from `start_ns` to `end_ns`; `steps` are in order of time.
+
+        Where other ranks of its group worked `elsewhere`, the engine ran empty passes unless it had steps of its own.
+        """
         interval = self._pending.popleft()
         first = bisect_right(steps, start_ns - BUBBLE_NS, key=_done_ns)
         last = bisect_left(steps, end_ns + BUBBLE_NS, key=_dispatch_ns)
         self.fit.limit(self.timeline.power_limit_w)
         work = self.work(steps[first:last])
-        settlement = attribute(interval, start_ns, end_ns, work, self.fit.costs, engine_started_ns, missing)
+        idle_beside = without(within(elsewhere, engine_started_ns, end_ns + BUBBLE_NS), _bridged(work.steps))
+        passes = within(idle_beside, start_ns, end_ns)
+        settlement = attribute(interval, start_ns, end_ns, work, self.fit.costs, engine_started_ns, missing, passes)
+        is_trusted = interval.cause is None and not _touches(missing, start_ns, end_ns)
         unpaid = []
         if not len(settlement.shares.slots):
             unpaid = [step for step in work.steps if step.dispatch_ns < end_ns and step.done_ns > start_ns]
         self.fit.add_steps(work.begun(start_ns, end_ns))  # also what has not ended in it
-        if interval.cause is None and start_ns >= engine_started_ns and not _touches(missing, start_ns, end_ns):
+        doubt_ns = self.fit.costs.lag_error_ns
+        is_own = not within(idle_beside, start_ns - doubt_ns, end_ns + doubt_ns)  # nothing of what others caused
+        if is_trusted and is_own and start_ns >= engine_started_ns:
             self.fit.add_interval(interval)
             self._unfitted += 1
             intervals = self.fit.costs.intervals
@@ -109,7 +129,14 @@ class Gpu:
                 self.fit.fit()
         self.frontier_ns = end_ns
         self.settled_edge = Edge(interval.gpu_uuid, interval.end_ns, interval.end_half_width_ns, interval.end_mj)
-        return Settled(settlement, settlement.work.ended(start_ns, end_ns), unpaid)
+        return Settled(settlement, settlement.work.ended(start_ns, end_ns), unpaid, passes, is_trusted)
+
+
+def _bridged(steps: Sequence[Step]) -> list[Span]:
+    """When the engine worked itself, gaps in between that are too short to be idle included."""
+    return [
+        (start, end - BUBBLE_NS) for start, end in union((each.dispatch_ns, each.done_ns + BUBBLE_NS) for each in steps)
+    ]
 
 
 def _done_ns(step: Step) -> int:

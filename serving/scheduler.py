@@ -386,6 +386,7 @@ def _details(vllm_config: Any) -> dict[str, int | float | str]:
 
     model, parallel = vllm_config.model_config, vllm_config.parallel_config
     text = model.hf_text_config
+    experts, ranks = model.get_num_experts(), parallel.data_parallel_size
     details = {
         "num_layers": getattr(text, "num_hidden_layers", None),
         "hidden_size": model.get_hidden_size(),
@@ -394,7 +395,7 @@ def _details(vllm_config: Any) -> dict[str, int | float | str]:
         "head_dim": model.get_head_size(),
         "intermediate_size": getattr(text, "intermediate_size", None),
         "vocab_size": model.get_vocab_size(),
-        "num_experts": model.get_num_experts() or None,
+        "num_experts": experts or None,
         "expert_size": getattr(text, "moe_intermediate_size", None),
         "experts_per_token": getattr(text, "num_experts_per_tok", None),
         "sliding_window": model.get_sliding_window(),
@@ -405,7 +406,9 @@ def _details(vllm_config: Any) -> dict[str, int | float | str]:
         "max_num_batched_tokens": vllm_config.scheduler_config.max_num_batched_tokens,
         "tensor_parallel_size": parallel.tensor_parallel_size,
         "pipeline_parallel_size": parallel.pipeline_parallel_size,
-        "data_parallel_size": parallel.data_parallel_size,
+        "data_parallel_size": ranks,
+        # Alike in all ranks of one server, whose experts' layers run in step. Those of a dense model are on their own.
+        "data_parallel_group": getattr(vllm_config, "instance_id", None) if experts and ranks > 1 else None,
         "async_scheduling": int(bool(vllm_config.scheduler_config.async_scheduling)),
         "vllm_version": vllm.__version__,
         "tokenizer": getattr(model, "tokenizer", None),
