@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -17,6 +17,9 @@ SATURATION: Final = "saturation"
 RECORDED: Final = "recorded"
 AB_FIXED: Final = "ab-fixed"
 AB_AUDIT: Final = "ab-audit"
+
+_SECRET_OPTIONS: Final = frozenset({"--api-key", "--hf-token"})
+_HIDDEN: Final = "…"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +94,19 @@ def seconds(section: NightlySection, *, sweep: bool) -> float:
 
 
 def told_of(section: NightlySection) -> dict[str, Any]:
-    """The configuration as JSON has it."""
-    return section.model_dump(mode="json", exclude={"webhook", "pushgateway"})  # they may hold secrets
+    """The configuration as JSON has it, without what may be secret."""
+    told = section.model_dump(mode="json", exclude={"webhook", "pushgateway"})
+    return {**told, "options": list(_without_secrets(section.options))}
+
+
+def _without_secrets(options: Sequence[str]) -> Iterator[str]:
+    """vLLM takes `--option value`, `--option=value`, and either with underscores."""
+    hidden = False
+    for option in options:
+        name, _, value = option.partition("=")
+        secret = name.replace("_", "-") in _SECRET_OPTIONS
+        yield _HIDDEN if hidden and not option.startswith("--") else f"{name}={_HIDDEN}" if secret and value else option
+        hidden = secret and not value
 
 
 def config_hash(section: NightlySection, files: Sequence[bytes] = ()) -> str:

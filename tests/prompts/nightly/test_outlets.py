@@ -208,3 +208,11 @@ def _garble(server: socket.socket) -> None:
 def test_a_run_does_not_keep_addresses_that_may_hold_secrets() -> None:
     section = NightlySection(pushgateway="http://user:secret@gateway", webhook="https://hook/secret")
     assert "secret" not in json.dumps(schedule.told_of(section))
+
+
+def test_a_run_does_not_keep_what_lets_a_server_in() -> None:
+    options = ("--hf-token", "hf_secret", "--api_key=secret", "--hf-token", "--max-model-len", "8192")
+    told = schedule.told_of(NightlySection(options=options))
+    assert told["options"] == ["--hf-token", "…", "--api_key=…", "--hf-token", "--max-model-len", "8192"]
+    other = NightlySection(options=("--hf-token", "another", *options[2:]))
+    assert schedule.config_hash(other) == schedule.config_hash(NightlySection(options=options))
