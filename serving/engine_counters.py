@@ -56,7 +56,8 @@ async def compare(url: str, seen_tokens: Callable[[], int], say: Callable[[str],
     """For as long as the task runs, compare what `seen_tokens` has counted with the server's own counter."""
     before = await scraped(url), seen_tokens()
     if before[0] is None:
-        say(f"{url} has no counter of output tokens that is known: {', '.join(GENERATED)}")
+        # The address may hold a password.
+        say(f"what --metrics names has no counter of output tokens that is known: {', '.join(GENERATED)}")
     while True:
         await asyncio.sleep(PERIOD_S)
         now = await scraped(url), seen_tokens()

@@ -138,6 +138,10 @@ def address_of(url: str) -> str:
         port = parts.port
     except ValueError:
         raise fault from None
+    if parts.username is not None:  # a refusal tells clients the address, and the log does
+        raise EngineError(
+            "the server's address names a user", "leave that out: what clients send as Authorization passes"
+        )
     if parts.scheme not in {"http", "https"} or not parts.hostname or port == 0 or parts.query or parts.fragment:
         raise fault
     return bare

@@ -66,7 +66,7 @@ def test_a_server_that_others_ask_too(monkeypatch: pytest.MonkeyPatch) -> None:
             while len(server.requests) < 4:  # noqa: ASYNC110  # it tells nobody
                 await asyncio.sleep(0.01)
             comparing.cancel()
-        await compared_once(f"http://127.0.0.1:{port}/metrics")
+        await compared_once(f"http://somebody:Zanzibar@127.0.0.1:{port}/metrics")
 
     async def compared_once(gone: str) -> None:
         comparing = asyncio.create_task(compare(gone, lambda: 0, said.append))
@@ -77,3 +77,4 @@ def test_a_server_that_others_ask_too(monkeypatch: pytest.MonkeyPatch) -> None:
     asyncio.run(asyncio.wait_for(main(), 20))
     assert "generated 800 tokens in the last minute, of which 0 passed here" in said[0]
     assert "has no counter of output tokens that is known" in said[1]
+    assert "Zanzibar" not in "".join(said)

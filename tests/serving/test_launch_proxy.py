@@ -46,6 +46,14 @@ def test_what_is_no_address_is_refused(url: str) -> None:
 
 
 @pytest.mark.unit
+@pytest.mark.parametrize("url", ["http://somebody:Zanzibar@x:30000", "http://:Zanzibar@x/v1"])
+def test_an_address_with_a_password_is_refused_without_saying_it(url: str) -> None:
+    with pytest.raises(EngineError, match="names a user") as refused:
+        address_of(url)
+    assert "Zanzibar" not in str(refused.value)
+
+
+@pytest.mark.unit
 def test_the_model_is_the_servers_first_and_a_server_without_one_is_refused() -> None:
     async def found(*pieces: bytes) -> str:
         async with running(Scripted(list(pieces))) as port:
