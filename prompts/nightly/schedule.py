@@ -100,7 +100,7 @@ def told_of(section: NightlySection) -> dict[str, Any]:
 
 
 def _without_secrets(options: Sequence[str]) -> Iterator[str]:
-    """vLLM takes `--option value`, `--option=value`, and either with underscores."""
+    """As vLLM takes them: `--option value`, `--option=value`, and either with underscores."""
     hidden = False
     for option in options:
         name, _, value = option.partition("=")
