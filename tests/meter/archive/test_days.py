@@ -197,14 +197,21 @@ def test_what_was_found_in_a_response_goes_with_the_last_of_its_requests(tmp_pat
     for number, back in ((0, 7.0), (1, 6.0)):
         place = Resume(BOOT, 5, {}, (), {}, "engine-0")
         rows = written(request(number, receipt=receipt))
-        ledger.settle([(interval(number), "measured")], rows, place, at(back), found=[reading(receipt)])
+        ledger.settle(
+            [(interval(number), "measured")],
+            rows,
+            place,
+            at(back),
+            found=[reading(receipt)],
+            wastes=[(receipt, "retry")],
+        )
     before = in_ledger(ledger)
     run(ledger.path, store)
     assert not in_archive(store, tmp_path)["readings"]
-    assert ledger.reading(receipt) == reading(receipt)
+    assert (ledger.reading(receipt), ledger.waste(receipt)) == (reading(receipt), "retry")
     archive(ledger.path, store, NOW_S, 6, BOOT, told_apart)
     assert in_archive(store, tmp_path) == before
-    assert ledger.reading(receipt) is None
+    assert (ledger.reading(receipt), ledger.waste(receipt)) == (None, None)
     ledger.close()
 
 
