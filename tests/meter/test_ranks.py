@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from etameter.accounts import Accounts, Batch
@@ -343,6 +343,7 @@ all_faults = st.builds(
 )
 
 
+@example([(250, 1, 5, 20)], Faults(killed=(6,)), 2, 100 * MS)  # when one rank had settled its end, and the other hadn't
 @settings(max_examples=12, deadline=None)
 @given(arrivals, all_faults, st.integers(2, 3), st.sampled_from([100 * MS, 250 * MS]))
 def test_every_joule_is_booked_once_whatever_happens(

@@ -5,6 +5,7 @@ Each has the eight GPUs of the stand-in NVML, steadily at 250 W, and a whole met
 
 import json
 import os
+import pickle
 import signal
 import socket
 import subprocess
@@ -20,6 +21,7 @@ from typing import Any
 
 import pytest
 
+from etameter.ranks import group_of
 from etameter.serving.ring import RingReader
 from etameter.stages import stage_of
 from tests.meter.test_daemon import Meter, lit_board, running, until
@@ -104,6 +106,52 @@ def metering(directory: Path, board: Board, engines: Sequence[str]) -> Iterator[
     rings = [word for engine in engines for word in ("--ring", str(directory / f"etameter-{engine}.ring"))]
     with running(directory, board.environment(), *rings) as meter:
         yield meter
+
+
+MIXTURE = {"architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "torch_dtype": "bfloat16"} | {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "intermediate_size": 128,
+    "moe_intermediate_size": 32,
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "vocab_size": 1000,
+    "max_position_embeddings": 512,
+}
+
+
+@pytest.mark.engine
+@pytest.mark.filterwarnings("default")  # vLLM's and torch's are theirs
+def test_ranks_of_a_mixture_are_told_that_they_belong_together(
+    tmp_path: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each rank is handed a copy of one configuration; that of a dense model names no group."""
+    from vllm.engine.arg_utils import EngineArgs
+
+    from etameter.serving.scheduler import open_ring
+
+    (tmp_path / "config.json").write_text(json.dumps(MIXTURE))
+    monkeypatch.setenv("ETAMETER_RING_DIR", str(tmp_path))
+    groups = []
+    for model in (tmp_path, tmp_path, model_dir):
+        asked = EngineArgs(str(model), dtype="bfloat16", data_parallel_size=2, skip_tokenizer_init=True)
+        config = asked.create_engine_config()
+        ranks = set()
+        for copy in (config, pickle.loads(pickle.dumps(config))):
+            ring = open_ring(copy)
+            reader = RingReader(ring.path)
+            ranks.add(group_of(reader.header))
+            reader.close()
+            ring.close()
+        groups.append(ranks)
+    first, second, dense = groups
+    assert len(first) == len(second) == 1
+    assert first.isdisjoint(second)
+    assert None not in first | second
+    assert dense == {None}
 
 
 @pytest.mark.engine
