@@ -39,7 +39,8 @@ def asked(store: Store, ledger: Path | None, query: str) -> tuple[tuple[str, ...
             columns = tuple(str(column[0]) for column in connection.description or ())
             return columns, connection.fetchall()
     except duckdb.Error as error:
-        raise ArchiveError(f"the query can't be answered ({error})", _TABLES) from error
+        said = str(error).partition("\n")[0]
+        raise ArchiveError(f"the query can't be answered ({said})", _TABLES) from error
     except sqlite3.Error as error:
         raise ArchiveError(f"{ledger} can't be read ({error})", "name a ledger with --ledger") from error
     except OSError as error:

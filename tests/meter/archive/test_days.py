@@ -1,5 +1,8 @@
 import math
+import signal
 import sqlite3
+import subprocess
+import sys
 import tempfile
 from itertools import count, pairwise
 from pathlib import Path
@@ -127,6 +130,35 @@ def test_killed_within_a_step_nothing_of_it_is_there(tmp_path: Path, step: int, 
         with pytest.raises(Killed):
             run(ledger.path, store)
     assert in_ledger(ledger) == before or step == 2
+    assert together(in_ledger(ledger), in_archive(store, tmp_path)) == before
+    same(ledger.totals(), totals)
+    run(ledger.path, store)
+    assert in_archive(store, tmp_path) == before
+    same(ledger.totals(), totals)
+    ledger.close()
+
+
+VICTIM = """
+import os, signal, sys
+from pathlib import Path
+from etameter.archive import days
+from etameter.archive.store import Store
+from tests.meter.archive.laid_out import BOOT, NOW_S
+days.DELETED_ROWS = 2
+steps = iter(range(100))
+def killed(seconds):
+    if next(steps) == 6:
+        os.kill(os.getpid(), signal.SIGKILL)
+days.archive(Path(sys.argv[1], "ledger.db"), Store(sys.argv[1] + "/archive"), NOW_S, 7, BOOT, killed)
+"""
+
+
+def test_a_process_that_is_killed_has_lost_nothing(tmp_path: Path) -> None:
+    ledger, store = filled(tmp_path / "ledger.db", [8.0] * 6), Store(str(tmp_path / "archive"))
+    before, totals = in_ledger(ledger), ledger.totals()
+    victim = subprocess.run([sys.executable, "-c", VICTIM, tmp_path], cwd=Path(__file__).parents[3], check=False)
+    assert victim.returncode == -signal.SIGKILL
+    assert 0 < len(in_ledger(ledger)["requests"]) < 6, "in the middle of it"
     assert together(in_ledger(ledger), in_archive(store, tmp_path)) == before
     same(ledger.totals(), totals)
     run(ledger.path, store)
