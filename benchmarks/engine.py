@@ -19,7 +19,6 @@ import numpy as np
 import numpy.typing as npt
 
 from etameter.records import Edge
-from etameter.serving.frames import Lost
 from etameter.serving.ring import Dispatch, Done, Finish, Introduction, Row, row_table
 
 Array = npt.NDArray[np.float64]
@@ -179,7 +178,7 @@ class Run:
     board: SyntheticBoard
     arrivals: Sequence[Arrival]
     end_s: float = 0.0
-    records: list[Dispatch | Done | Finish | Lost] = field(default_factory=list)
+    records: list[Dispatch | Done | Finish] = field(default_factory=list)
     begin_s: list[float] = field(default_factory=list)
     """S: when the GPU began, by nobody's clock but this one's."""
     finish_s: list[float] = field(default_factory=list)

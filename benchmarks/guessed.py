@@ -21,7 +21,8 @@ from benchmarks import attribution, engine
 from benchmarks.engine import Array, Run, Truth
 from benchmarks.report import Goal, finish
 from etameter.books import GUESS_ERROR
-from etameter.serving.ring import Dispatch, RingReader, RingWriter
+from etameter.serving.frames import Lost
+from etameter.serving.ring import Dispatch, Done, Finish, RingReader, RingWriter
 from etameter.serving.streamed import TokenSteps
 from etameter.timeline import NORMAL_95
 
@@ -47,14 +48,14 @@ def guessed(run: Run, seed: int, path: Path) -> tuple[Run, list[int]]:
                 delay_s = float(random.uniform(*DELAY_S))
                 tokens.append((round((done_s + delay_s) * 1e9), number, produced[number] == arrival.output_tokens))
     ring = RingWriter(path, engine="e", model="m", dtype="unknown")
-    reader, records = RingReader(path), []
+    reader, records = RingReader(path), list[Dispatch | Done | Finish]()
     steps = TokenSteps(ring)
     for t_ns, number, is_last in sorted(tokens):
         arrival = run.arrivals[number]
         steps.arrived(f"request-{number}", round(arrival.t_s * 1e9), arrival.prompt_tokens, 1, t_ns)
         if is_last:
             steps.finished(f"request-{number}", t_ns, "length")
-        records += reader.poll()
+        records += [record for record in reader.poll() if not isinstance(record, Lost)]
     introduced = {
         each.number: int(each.request_id.removeprefix("request-"))
         for record in records

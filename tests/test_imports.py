@@ -36,7 +36,14 @@ LAYERS: tuple[frozenset[str], ...] = (
             "etameter.roofline",
         }
     )
-    | {"etameter.slack", "etameter.spans", "etameter.stages", "etameter.steps", "etameter.timeline", "etameter.counters"}
+    | {
+        "etameter.slack",
+        "etameter.spans",
+        "etameter.stages",
+        "etameter.steps",
+        "etameter.timeline",
+        "etameter.counters",
+    }
     | {"etameter.pacing", "etameter.work"},
     frozenset({"etameter.footprint", "etameter.units"}),
     frozenset({"etameter.host", "etameter.carbon"}),

@@ -22,6 +22,7 @@ BOARDS: dict[str, dict[str, Any]] = {name: json.loads(text) for name, text in fi
 PANELS = [
     pytest.param(panel, id=f"{name}-{panel['id']}") for name, board in BOARDS.items() for panel in board["panels"]
 ]
+HEATMAPS = [panel for board in BOARDS.values() for panel in board["panels"] if panel["type"] == "heatmap"]
 
 
 def test_none_is_stale() -> None:
@@ -40,7 +41,7 @@ def test_a_changed_missing_or_foreign_file_is_stale(tmp_path: Path, monkeypatch:
     assert command.main(["--check"]) == 1
 
 
-@pytest.mark.parametrize("panel", [each for each in PANELS if each.values[0]["type"] == "heatmap"])
+@pytest.mark.parametrize("panel", HEATMAPS)
 def test_cells_of_a_heatmap_count_each_request_once(panel: dict[str, Any]) -> None:
     [target] = panel["targets"]
     assert target["interval"] == "$__rate_interval", "how wide a cell is"

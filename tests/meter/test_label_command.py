@@ -15,7 +15,7 @@ from etameter.label_command import label_file
 
 pytestmark = pytest.mark.unit
 
-ANSWERS = [
+ANSWERS: list[dict[str, object]] = [
     {"id": "a", "prompt": "Where?", "response": "Sure! In Paris. Enjoy!", "model": "m"},
     {"id": 2, "prompt": "Why?", "response": "Because.\x1b[2J"},
     {"id": "c", "prompt": "How?", "response": "<think>Hm.</think>\nSo."},

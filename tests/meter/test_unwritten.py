@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from etameter.accounts import Accounts
+from etameter.accounts import Accounts, Batch
 from etameter.ledger import Ledger, request_row
 from etameter.unwritten import Unwritten
-from tests.meter.test_accounts import Batch, Books, Engine, device, feed, header
+from tests.meter.test_accounts import Books, Engine, device, feed, header
 
 pytestmark = pytest.mark.unit
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from etameter.auditing import TASK_ANSWERS
 from etameter.config import Config, EtaSection, MeterSection
 from etameter.errors import ConfigError
-from etameter.prompts import audit_task
 from etameter.prompts.audit_task import AS_UNLABELLED, UNLABELLED, askable, task_of
 from etameter.prompts.auditor import Auditor, run
 from etameter.prompts.endpoint import connect
@@ -246,7 +246,7 @@ def test_arms_whose_way_of_asking_nobody_knows_are_left_out() -> None:
         UNLABELLED: AS_UNLABELLED,
         "entrace": "entrace",
     }
-    assert audit_task.TASK_ANSWERS == 8
+    assert TASK_ANSWERS == 8
 
 
 @pytest.mark.parametrize(("classify", "deep"), [(False, "served"), (True, "off")])

@@ -150,11 +150,12 @@ def test_a_night_that_is_damaged_keeps_no_other_from_its_verdict(tmp_path: Path)
     (tmp_path / nights[0].run.run_id / night.FIGURES_FILE).write_bytes(b"")
     with pytest.raises(NightError, match=r"figures\.parquet can't be read"):
         history.nights(tmp_path)
-    console = Console(file=io.StringIO(), width=1000)
+    said = io.StringIO()
+    console = Console(file=said, width=1000)
     folder = tmp_path / nights[2].run.run_id
     verdict = command._judged(nights[2], folder, NightlySection(), Footprint(), console)
     assert verdict.compared == (nights[1].run.run_id,)
-    assert f"not compared with: {tmp_path / nights[0].run.run_id}" in console.file.getvalue()
+    assert f"not compared with: {tmp_path / nights[0].run.run_id}" in said.getvalue()
 
 
 def test_what_was_said_is_not_known_where_it_is_cut_off(tmp_path: Path) -> None:

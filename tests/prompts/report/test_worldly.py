@@ -10,6 +10,7 @@ from etameter.prompts.nightly.page import page as page_of_night
 from etameter.prompts.nightly.verdict import judge
 from etameter.prompts.report.page import page
 from etameter.prompts.report.worldly import Spent, worldly
+from etameter.records import Source
 from tests.prompts.nightly.laid_out import figure, night, run
 
 from .ab_run import record
@@ -46,7 +47,7 @@ def test_a_comparison_has_it_where_it_is_configured() -> None:
 
 
 @pytest.mark.parametrize("source", ["simulated", "measured"])
-def test_simulated_amounts_say_so_in_every_cell(source: str) -> None:
+def test_simulated_amounts_say_so_in_every_cell(source: Source) -> None:
     ran = replace(run(), source=source)
     answers = figure(metric="j_per_question", value=3600.0, low=None, high=None, source=source)
     one = replace(night(), run=ran, figures=(answers,))
