@@ -113,6 +113,10 @@ class Auditing:
         self._jobs = 0
         self._busy_s = self._free_s = clock()
         self._next_task_s = clock() + TASK_EVERY_S / 2
+        self._longest_tokens = 0.0
+        """That judging one of the responses sampled so far takes."""
+        self._at_task_j = 0.0
+        """What audits had taken when the last task was begun."""
         self._traffic_j = self._traffic_tokens = self._audit_j = self._audit_tokens = 0.0
 
     def opened(self, receipt_id: str, arm: str) -> None:
@@ -139,6 +143,7 @@ class Auditing:
         if sampled.lot >= self._share * 2**64 or sampled.characters > LONGEST_CHARACTERS:
             return
         self._waiting[receipt_id] = sampled
+        self._longest_tokens = max(self._longest_tokens, _judge_tokens(sampled))
         while len(self._waiting) > WAITING_LIMIT or sum(map(_characters, self._waiting.values())) > WAITING_LIMIT_BYTES:
             # Who stays is drawn by lot, or those would be judged that came just before the server was idle.
             self._drop(max(self._waiting.values(), key=lambda each: each.lot), "full")
@@ -195,15 +200,18 @@ class Auditing:
         """The next job, if there is one that may be done."""
         assert self._send is not None
         now_s = self._clock()
-        if self._on and self._arms and now_s >= self._next_task_s and self._may("task", self._task_tokens()):
+        is_tasks_turn = bool(self._on and self._arms and now_s >= self._next_task_s and self._has_judged_enough())
+        if is_tasks_turn and self._may("task", self._task_tokens()):
             self._next_task_s = now_s + TASK_EVERY_S
+            self._at_task_j = self._audit_j
             self._job = Job(self._jobs, None)
             seed = int.from_bytes(os.urandom(6))
             self._send({"type": "task", "job": self._jobs, "seed": seed, "arms": list(self._arms)})
-        elif self._waiting:
-            sampled = min(self._waiting.values(), key=lambda each: each.lot)
-            if not self._may("deep", _judge_tokens(sampled)):
+        elif self._waiting and (self._elsewhere or not is_tasks_turn):
+            # All wait until the longest could be paid, or short answers would be judged more often than long ones.
+            if not self._may("deep", self._longest_tokens):
                 return
+            sampled = min(self._waiting.values(), key=lambda each: each.lot)
             del self._waiting[sampled.receipt_id]
             self._job = Job(self._jobs, sampled)
             texts = {"prompt": sampled.prompt, "response": sampled.response}
@@ -218,11 +226,19 @@ class Auditing:
             return True
         if not self._is_idle() or not self._traffic_tokens:
             return False
-        a_token_j = ALONE * self._traffic_j / self._traffic_tokens
+        return self._audit_j + tokens * self._a_token_j() <= self._share * self._traffic_j
+
+    def _has_judged_enough(self) -> bool:
+        """Whether a task that is due gets what may be spent next: judging has taken as much as a task since the last one, or has nothing to do."""
+        if not self._waiting or self._elsewhere:
+            return True
+        return self._audit_j - self._at_task_j >= 2 * self._task_tokens() * self._a_token_j()
+
+    def _a_token_j(self) -> float:
+        """What a token of an audit is expected to take; infinite while nothing is known of any."""
         if self._audit_tokens:
-            a_token_j = self._audit_j / self._audit_tokens
-        expected_j = tokens * a_token_j
-        return self._audit_j + expected_j <= self._share * self._traffic_j
+            return self._audit_j / self._audit_tokens
+        return ALONE * self._traffic_j / self._traffic_tokens if self._traffic_tokens else math.inf
 
     def _uses_server(self, kind: Kind) -> bool:
         return kind == "task" or not self._elsewhere

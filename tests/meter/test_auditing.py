@@ -132,6 +132,32 @@ def test_what_audits_took_tells_what_they_will_take() -> None:
     assert meter.wait(1) == ["judge"]
 
 
+def test_how_long_an_answer_is_does_not_decide_whether_it_is_judged() -> None:
+    meter = Meter()
+    meter.auditing.told("long", {**TEXTS, "responses": ["long " * 4_000]})
+    waiting = meter.auditing._waiting
+    while min(waiting.values(), key=lambda each: each.lot).receipt_id == "long":
+        meter.auditing.told(f"{len(waiting)}", TEXTS)
+    meter.auditing.spent("entrace", 25_000.0, 25_000.0)
+    assert meter.wait(IDLE_S) == [], "enough for a short one, some 2,400 tokens at eight times the price"
+    meter.auditing.spent("entrace", 100_000.0, 100_000.0)
+    assert meter.wait(1) == ["judge"], "enough for some 15,400"
+    assert "long" in waiting
+
+
+def test_judging_and_tasks_get_alike_where_joules_are_scarce() -> None:
+    meter = Meter()
+    begun = []
+    for number in range(4_000):
+        meter.auditing.told(f"{number}", TEXTS)
+        meter.auditing.spent("entrace", 100.0, 100.0)
+        for kind in meter.wait(IDLE_S):
+            begun.append(kind)
+            meter.auditing.spent(AUDIT, *((2_400.0, 2_400.0) if kind == "judge" else (6_400.0, 6_400.0)))
+            meter.answer(answers=[])
+    assert 0.5 < begun.count("task") * 6_400 / (begun.count("judge") * 2_400) < 2
+
+
 def test_nothing_is_spent_where_there_was_no_traffic() -> None:
     meter = Meter()
     meter.auditing.told("ab", TEXTS)
