@@ -106,8 +106,13 @@ def run(file: Path, *, sweep: bool, as_json: bool) -> int:
     plan = planned(whole.nightly, footprint_of(whole.footprint), sweep=sweep)
     runs = plan.section.runs or config.state_dir() / "runs"
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    with interruptible(), Progress() as progress:
-        night, folder = _night(plan, runs, progress, _Teller(console))
+    try:
+        with interruptible(), Progress() as progress:
+            night, folder = _night(plan, runs, progress, _Teller(console))
+    except OSError as error:
+        raise NightError(
+            f"{runs} can't be written ({error})", "make room, or set nightly.runs to another folder"
+        ) from error
     verdict = _judged(night, folder, plan.section, plan.footprint, console)
     if as_json:
         sys.stdout.write(json.dumps(outlets.told(night, verdict), ensure_ascii=False) + "\n")

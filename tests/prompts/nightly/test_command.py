@@ -19,6 +19,8 @@ from aiohttp import web
 
 from etameter import cli, doctor
 from etameter.findings import Diagnosis
+from etameter.footprint import Footprint
+from etameter.nightly_section import NightlySection
 from etameter.prompts import endpoint
 from etameter.prompts.experiment import Patience
 from etameter.prompts.nightly import (
@@ -276,6 +278,18 @@ def test_a_full_disk_ends_recorded(board: Board, monkeypatch: pytest.MonkeyPatch
         assert nightly(bench.configured(Path(), url, **QUICK)) == 2
     run = the_night().run
     assert (run.status, run.exit_code, run.reason) == ("failed", 2, "No space left on device")
+
+
+def test_a_night_before_that_can_not_be_closed_is_no_crash(board: Board, capsys: pytest.CaptureFixture[str]) -> None:
+    """As on a disk that is full already: a folder stands where its tables would be written."""
+    head = {
+        **command._head(command.planned(NightlySection(arms=()), Footprint(), sweep=False)),
+        "began": "2026-11-01T02:00:00+00:00",
+    }
+    journal.begin(Path("runs", "20261101T020000Z-0a1b2c3d"), head)
+    Path("runs", "20261101T020000Z-0a1b2c3d", f".{night.STAGES_FILE}").mkdir()
+    assert nightly(bench.configured(Path(), "http://127.0.0.1:9", **QUICK)) == 2
+    assert "runs can't be written" in capsys.readouterr().err
 
 
 def test_what_wanders_is_unstable_and_says_what_to_do(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
