@@ -5,6 +5,7 @@ each arm; so are η_task and what was said of the answers to an audit's tasks, a
 """
 
 import asyncio
+import logging
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,6 +23,8 @@ from etameter.records import Source, weakest
 from etameter.slack.labels import LABELS, Label
 from etameter.slack.reading import Reading
 from etameter.slack.reliability import Mean, Pair, Trust, both, mean, trust
+
+logger = logging.getLogger("etameter")
 
 Tier = Literal["fast", "deep", "fast_task"]
 Outcome = Literal["agreed", "judged", "correct", "wrong", "failed"]
@@ -115,7 +118,7 @@ class Audits:
         if job.sampled is not None:
             work = asyncio.ensure_future(self._judged(job.sampled, told, receipts))
             self._working.add(work)
-            work.add_done_callback(self._working.discard)
+            work.add_done_callback(self._done)
             return
         for each in _list(told.get("answers")):
             if isinstance(each, dict) and (found := _checked(each)) is not None:
@@ -157,6 +160,12 @@ class Audits:
             None if labels is None else await self._classifier.judged(sampled.receipt_id, sampled.message, *labels)
         )
         self._wait(sampled.receipt_id, receipts, _elsewhere(told), reading, None)
+
+    def _done(self, work: asyncio.Task[None]) -> None:
+        self._working.discard(work)
+        failure = None if work.cancelled() else work.exception()
+        if failure is not None:
+            logger.warning("a judgement can't be read: %s", type(failure).__name__)  # what it says may quote the answer
 
     def _wait(
         self,

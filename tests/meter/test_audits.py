@@ -1,6 +1,7 @@
 """What comes of audits: joined with a ledger's receipts, and told."""
 
 import asyncio
+import gc
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -87,7 +88,7 @@ def audited(
         audits = Audits(told, classifier, Ledger(folder / "ledger.db", read_only=True), lambda: now_s[0])
         for job, result in jobs:
             audits.came_back(job, result)
-        await asyncio.gather(*audits._working)
+        await asyncio.gather(*audits._working, return_exceptions=True)
         now_s[0] = wait_s
         audits.look()
         classifier.stop()
@@ -150,6 +151,20 @@ def test_what_a_judge_cant_tell_is_no_eta(tmp_path: Path, result: dict[str, Any]
 def test_another_judge_says_itself_what_it_took(tmp_path: Path, about: dict[str, Any], took: object) -> None:
     told, _ = audited(tmp_path, [row(0)], (sampled(), {"labels": LABELS, **about}))
     assert [each[4:] for each in told.audits] == [took]
+
+
+def test_what_fails_in_a_judgement_quotes_no_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> Reading:
+        raise RuntimeError(MESSAGE["responses"][0])
+
+    monkeypatch.setattr("etameter.classifier.deep", fail)
+    told, audits = audited(tmp_path, [row(0)], (sampled(), {"labels": LABELS}))
+    gc.collect()  # what nobody asked a task for is said when it goes
+    assert (told.audits, audits.of(RECEIPT)) == ([], None)
+    assert "RuntimeError" in caplog.text
+    assert "Blue" not in caplog.text
 
 
 def test_tokens_of_spans_are_those_that_the_stream_brought(tmp_path: Path) -> None:

@@ -57,6 +57,7 @@ def audited(
             lambda reader, writer: met.set_result(Meter(reader, writer)), folder / "meter.sock"
         )
         async with (
+            listening,
             running(upstream) as url,
             running(judge or upstream) as other,
             connect(url) as served,
@@ -71,7 +72,6 @@ def audited(
             finally:
                 await meter.close()
                 await task
-        listening.close()
 
     asyncio.run(asyncio.wait_for(main(), 30))
 
@@ -150,9 +150,9 @@ def test_a_pause_gives_the_request_up_at_once_and_it_is_made_anew_when_there_is_
         await upstream.asked.wait()
         upstream.asked.clear()
         meter.say({"type": "pause"})
-        upstream.let.set()
         await asyncio.sleep(0.05)
         assert not upstream.asked.is_set(), "nothing is asked meanwhile"
+        upstream.let.set()
         meter.say({"type": "go"})
         assert (await meter.hear())["labels"] == [[[1, "P"], [2, "R"]]] * 2
 
