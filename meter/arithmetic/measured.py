@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
+from etameter import units
 from etameter.arithmetic.rows import WEAKEST_FIRST, Inputs, Origin, with_value
 from etameter.errors import InputError
 from etameter.prompts.nightly.night import Night
@@ -177,8 +178,13 @@ def _all_replaced(inputs: Inputs, found: Iterable[tuple[str, Figure, Origin]]) -
 
 
 def _replaced(inputs: Inputs, name: str, figure: Figure, source: Origin) -> Inputs:
+    """Value and interval, in the input's own unit."""
     changed = with_value(inputs, name, figure.value, figure.unit, source)
-    return {**changed, name: replace(changed[name], span=figure.interval)}
+    if figure.interval is None:
+        return {**changed, name: replace(changed[name], span=None)}
+    scale = units.unit(figure.unit).scale / units.unit(changed[name].unit).scale
+    low, high = figure.interval
+    return {**changed, name: replace(changed[name], span=(scale * low, scale * high))}
 
 
 def _of_answers(held: Sequence[Outcome]) -> Iterator[tuple[str, Figure]]:

@@ -269,3 +269,13 @@ def test_idle_stages_stand_for_no_night() -> None:
     served = figure(stage="external-vllm", metric="power_w", value=300.0, source="measured")
     found = with_night(INPUTS, night.Night(run(), (), (idle, served)))
     assert found["gpu_power"].value == 300.0
+
+
+def test_intervals_are_in_the_unit_of_their_input() -> None:
+    """A night tells joules, and the documents reckon with watt-hours."""
+    tonight = night.Night(
+        run(), (), (figure(stage="ab-fixed/unconstrained", value=0.6, low=0.5, high=0.7, metric="j_per_token"),)
+    )
+    found = with_night(INPUTS, tonight)["wh_per_token"]
+    assert found.value == pytest.approx(0.6 / 3600)
+    assert found.span == pytest.approx((0.5 / 3600, 0.7 / 3600))
