@@ -111,7 +111,9 @@ def main(folder: Path) -> None:
         simulated = ["--profile", "h100", "--ring", str(ring), "--board", str(board)]
         start(stack, [python, "-m", "etameter.counters.simulated", *simulated])
         until(board.exists)
-        meter = [*json.loads(entry), "--simulate-gpu", "h100", "--board", str(board)]
+        # What the image has on its PATH lies beside this interpreter, whether or not that is on ours.
+        command, *options = json.loads(entry)
+        meter = [str(Path(python).parent / command), *options, "--simulate-gpu", "h100", "--board", str(board)]
         start(stack, meter, env=environment(), cwd="/")
         start(stack, [python, "-m", "tests.meter.export.busy_engine", str(ring), str(RUN / "meter.sock")])
         start(stack, ["prometheus", *SERVICES["prometheus"]["command"], "--log.level=error"], cwd="/")

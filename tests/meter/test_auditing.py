@@ -211,7 +211,7 @@ def test_tasks_wait_for_an_idle_server_though_another_judges() -> None:
 @given(st.floats(0.05, 0.95), st.integers(0, 2**32))
 def test_about_the_share_of_responses_is_sampled(share: float, run: int) -> None:
     meter = Meter(share=share)
-    meter.auditing._waiting = waiting = dict[str, Any]()  # type: ignore[misc]
+    meter.auditing._waiting = waiting = dict[str, Any]()
     for number in range(WAITING_LIMIT):
         meter.auditing.told(f"{run} {number}", TEXTS)
     assert not meter.lost

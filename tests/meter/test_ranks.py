@@ -358,7 +358,7 @@ def test_every_joule_is_booked_once_whatever_happens(
 
 
 @pytest.mark.parametrize("change", [{"num_experts": 0}, {"data_parallel_size": 1}, {"data_parallel_group": ""}])
-def test_who_works_alone_has_no_group(change: dict[str, int | str]) -> None:
+def test_who_works_alone_has_no_group(change: dict[str, int | float | str]) -> None:
     assert group_of(header(0, DETAILS)) == group_of(header(1, DETAILS)) is not None
     assert group_of(header(0, DETAILS | change)) is None
 

@@ -43,7 +43,7 @@ def interval(number: int, gpu_uuid: str = "GPU-0") -> Balance:
 
 
 def reading(receipt_id: str, method: str = "fast") -> Reading:
-    spent = {"preamble": (0.3, None), "hedging": (0.1, 0.2)}
+    spent = {"preamble": (0.3, 0.0), "hedging": (0.1, 0.2)}
     shares = {"preamble": 0.25, "hedging": 0.1}
     return Reading(receipt_id, 0.75, (0.5, 0.8), 0.1, method, None, shares, "tokens", 0.6, None, spent)
 

@@ -4,17 +4,21 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from itertools import count, pairwise
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from etameter import archived
 from etameter.archive import days
 from etameter.archive.days import archive
 from etameter.archive.store import Store
+from etameter.archive.tables import record_batches
 from etameter.errors import ArchiveError, MeterBusy
 from etameter.ledger import Ledger, Resume, Totals
 from etameter.locks import hold_lock
@@ -44,7 +48,7 @@ def told_apart(seconds: float) -> None:
     """No pause."""
 
 
-def run(ledger: Path, store: Store, pause=told_apart) -> list[days.Moved]:
+def run(ledger: Path, store: Store, pause: Callable[[float], None] = told_apart) -> list[days.Moved]:
     return archive(ledger, store, NOW_S, 7, BOOT, pause)
 
 
@@ -117,14 +121,16 @@ def test_killed_anywhere_no_row_is_lost_or_doubled_and_every_sum_stays(
 
 
 @pytest.mark.parametrize("step", range(3))
-def test_killed_within_a_step_nothing_of_it_is_there(tmp_path: Path, step: int, monkeypatch) -> None:
+def test_killed_within_a_step_nothing_of_it_is_there(
+    tmp_path: Path, step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ledger, store = filled(tmp_path / "ledger.db", [8.0, 8.0, 8.0]), Store(str(tmp_path / "archive"))
     before, totals = in_ledger(ledger), ledger.totals()
 
     def killed(*_: object) -> None:
         raise Killed
 
-    where = [(days, "record_batches"), (store.system, "mv"), (days.archived, "add")][step]
+    where = [(days, "record_batches"), (store.system, "mv"), (archived, "add")][step]
     with monkeypatch.context() as patched:
         patched.setattr(*where, killed)
         with pytest.raises(Killed):
@@ -167,15 +173,15 @@ def test_a_process_that_is_killed_has_lost_nothing(tmp_path: Path) -> None:
     ledger.close()
 
 
-def test_the_meter_writes_whenever_it_wants(tmp_path: Path, monkeypatch) -> None:
+def test_the_meter_writes_whenever_it_wants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(days, "DELETED_ROWS", 2)
     ledger, store = filled(tmp_path / "ledger.db", [8.0] * 7), Store(str(tmp_path / "archive"))
     before = in_ledger(ledger)
     ledger._db.execute("PRAGMA busy_timeout = 0")  # whoever were held up would fail at once
     numbers = count(100)
-    batches = days.record_batches
+    batches = record_batches
 
-    def reading_and_writing(*arguments):
+    def reading_and_writing(*arguments: Any) -> Any:
         settle(ledger, next(numbers), 0.0)
         yield from batches(*arguments)
 
@@ -262,7 +268,7 @@ def test_an_object_store_holds_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("fault", ["full", "short"])
-def test_a_store_that_fails_changes_nothing(tmp_path: Path, fault: str, monkeypatch) -> None:
+def test_a_store_that_fails_changes_nothing(tmp_path: Path, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ledger, store = filled(tmp_path / "ledger.db", [8.0, 8.0]), Store(str(tmp_path / "archive"))
     before, totals = in_ledger(ledger), ledger.totals()
 

@@ -51,7 +51,7 @@ def test_simulated_amounts_say_so_in_every_cell(source: Source) -> None:
     ran = replace(run(), source=source)
     answers = figure(metric="j_per_question", value=3600.0, low=None, high=None, source=source)
     one = replace(night(), run=ran, figures=(answers,))
-    pages = [page_of_night(one, judge([], one), [], GRID), page(record(source, footprint=GRID), ())]  # type: ignore[arg-type]
+    pages = [page_of_night(one, judge([], one), [], GRID), page(record(source, footprint=GRID), ())]
     for made in pages:
         [section] = re.findall(r'<section id="world".*?</section>', made)
         cells = re.findall(r"<td>(.*?)</td>", section)
