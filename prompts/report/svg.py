@@ -101,6 +101,7 @@ def inline(figure: "Drawing", name: str, title: str, says: str) -> Html:
     drawn = sink.getvalue()[sink.getvalue().index("<svg") :]
     drawn = re.sub(r"<(metadata|style).*?</\1>", "", drawn, flags=re.DOTALL)
     drawn = re.sub(r' d="[^"]*"', lambda found: _shortened(found[0]), drawn)
+    drawn = _numbered(drawn)
     drawn = re.sub(r'\sid="([^"]*)"', rf' id="{name}-\1"', drawn)
     drawn = re.sub(r'xlink:href="#|url\(#', lambda found: found[0].replace("xlink:", "") + f"{name}-", drawn)
     drawn = re.sub(r"#[0-9a-f]{6}\b", lambda found: _colour(found[0]), drawn)
@@ -119,6 +120,14 @@ def png(figure: "Drawing", path: Path, title: str) -> None:
     with mpl.rc_context(_STYLE):
         figure.suptitle(title, fontsize=10.5)
         figure.savefig(path, dpi=_PNG_DPI, facecolor=PAPER, metadata={"Software": None})
+
+
+def _numbered(drawn: str) -> str:
+    """Markers and clips by number: matplotlib calls them by a hash that is another one where memory was laid out in another way."""
+    numbers: dict[str, str] = {}
+    return re.sub(
+        r"\b[mp][0-9a-f]{10}\b", lambda found: numbers.setdefault(found[0], f"{found[0][0]}{len(numbers)}"), drawn
+    )
 
 
 def _shortened(path: str) -> str:
