@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,9 @@ class Meter:
         self._receipts = Ledger(settings.ledger, read_only=True)
         self._footprint = footprint_of(settings.footprint)
         self._metrics = Metrics(models=(), arms=(*settings.arms, "unlabelled"), footprint=self._footprint)
+        self._metrics.built(version("etameter"))
+        for each in counters:
+            self._metrics.device(each.gpu_uuid, each.board_name, each.kind)
         self._sampler = Sampler(counters, period_ns=int(settings.meter.poll_ms * 1e6))
         self._claims = Claims(self)
         model = None if settings.eta.weights is None else fast.load(settings.eta.weights)

@@ -80,7 +80,9 @@ def application(
 
     async def metrics(request: web.Request) -> web.Response:
         body, content_type = render(request.headers.get("Accept"))
-        return web.Response(body=body, headers={"Content-Type": content_type})
+        told = web.Response(body=body, headers={"Content-Type": content_type})
+        told.enable_compression()  # where it is accepted: a tenth of the bytes, made beside the event loop
+        return told
 
     async def receipt(request: web.Request) -> web.Response:
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from etameter.claims import draft_waste_of
 from etameter.costs import Costs
+from etameter.counters import Kind
 from etameter.export.bounded import Bounded, Groups
 from etameter.export.catalogue import devices, energy, health, requests, slack
 from etameter.export.catalogue.labels import (
@@ -87,6 +88,14 @@ class Metrics:
         """Take `name` as a label value from now on, where there is room for one more."""
         with self.together:
             self._groups.know_model(name)
+
+    def built(self, version: str) -> None:
+        """Which etameter this is."""
+        self._registry.set(health.BUILD_INFO, 1, version)
+
+    def device(self, gpu_uuid: str, board: str, counter: Kind) -> None:
+        """What a device calls itself, and what counts its joules."""
+        self._registry.set(devices.GPU_INFO, 1, self._devices.admit(gpu_uuid), board, counter)
 
     def settle(self, balance: Balance, source: Source) -> None:
         """One settled interval of one device."""

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,9 @@ def test_a_request_is_metered_from_ring_and_counter_to_receipt_metrics_and_ledge
         status, exposition = meter.get("/metrics", "application/openmetrics-text")
         assert (status, exposition.endswith("# EOF\n")) == (200, True)
         assert RECEIPT not in exposition
+        [info] = [name for name in samples if name.startswith("etameter_gpu_info")]
+        assert re.fullmatch(r'etameter_gpu_info\{gpu_uuid="GPU-[^"]+",board="[^"]+",counter="nvml"\}', info)
+        assert f'etameter_build_info{{version="{version("etameter")}"}}' in samples
         assert meter.get("/")[0] == 200
 
 

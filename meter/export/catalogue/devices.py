@@ -2,6 +2,14 @@
 
 from etameter.export.catalogue.declaration import Declaration
 
+GPU_INFO = Declaration(
+    "etameter_gpu_info",
+    "gauge",
+    "1",
+    ("gpu_uuid", "board", "counter"),
+    "1 for each device: join it to say what its figures are of, as in "
+    "`… * on (cluster, job, instance, gpu_uuid) group_left (board) etameter_gpu_info`.",
+)
 COUNTER_EDGES = Declaration(
     "etameter_gpu_energy_edges_total",
     "counter",

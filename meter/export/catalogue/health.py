@@ -2,6 +2,7 @@
 
 from etameter.export.catalogue.declaration import Declaration
 
+BUILD_INFO = Declaration("etameter_build_info", "gauge", "1", ("version",), "1, for etameter as it runs here.")
 SAMPLER_POLLS = Declaration("etameter_sampler_polls_total", "counter", "polls", (), "Reads of counters.")
 SAMPLER_MISSED = Declaration(
     "etameter_sampler_missed_polls_total",

@@ -36,6 +36,7 @@ LABELS: Mapping[str, str] = {
     "batch": "How many requests ran together, on the mean over an interval's steps: at least so many, and fewer than the next value, of "
     + ", ".join(f"`{least}`" for least in BATCHES)
     + ".",
+    "board": "What the device calls itself, as `NVIDIA H100 80GB HBM3`.",
     "category": "What kind of slack. By what an answer says, where texts are classified: "
     + ", ".join(f"`{category}`" for category in CATEGORIES)
     + ". By what became of it: "
@@ -49,6 +50,7 @@ LABELS: Mapping[str, str] = {
     + "; for responses that were to be judged `full`, too many waited, or `old`, they waited too long; for failed reads the driver's word.",
     "coefficient": "`p0_w` W; `c_j` J per step; `a_j` J per prefill token; `a2_j` J per pair of prefill tokens; `b_j` J per decode token; `d_j` J per "
     "attended token; `encoder_j` J per token of the encoder; `adapter_j` J per adapter and step; `experts_j` J for all experts.",
+    "counter": "`nvml`; `power`: NVML's power readings, integrated; `rapl`; `simulated`.",
     "currency": "Of the configured price, by its code of three letters.",
     "domain": "`package`: CPU packages; `dram`: their memory.",
     "engine": "Name of the inference engine.",
@@ -71,5 +73,6 @@ LABELS: Mapping[str, str] = {
     "tier": "`fast`: the fast method's bound on lenient η against what a judge finds in the same responses. `deep`: the judge's strict η against η_task of correct "
     "answers to fresh tasks. `fast_task`: the fast method's bound against that.",
     "unit": "That the factor is in.",
+    "version": "Of etameter.",
     "view": "`lenient_bound`: lenient η is at most this; `strict`, `lenient`: η itself, absent where the method gives a bound only.",
 }

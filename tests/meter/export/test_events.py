@@ -219,6 +219,16 @@ def test_a_meter_that_is_bound_to_the_network_answers_to_any_name() -> None:
     served(check, host="0.0.0.0")
 
 
+@pytest.mark.parametrize(("accepted", "encoding"), [("gzip", "gzip"), ("identity", None)])
+def test_metrics_are_compressed_for_who_takes_them_so(accepted: str, encoding: str | None) -> None:
+    async def check(at: Served) -> None:
+        async with at.get("/metrics", Accept_Encoding=accepted) as response:
+            assert response.headers.get("Content-Encoding") == encoding
+            assert await response.read() == b"# EOF\n"
+
+    served(check)
+
+
 def test_no_other_sites_page_may_listen() -> None:
     async def check(at: Served) -> None:
         for site in ("cross-site", "same-site"):

@@ -97,6 +97,8 @@ FOOTPRINT = Footprint(
 
 def _filled(clock: _Clock) -> Metrics:
     metrics = Metrics(["m"], ["entrace"], clock, FOOTPRINT)
+    metrics.built("0.1.0")
+    metrics.device(GPU, "NVIDIA H100 80GB HBM3", "simulated")
     with metrics.together:
         metrics.settle(_balance(), "simulated")
         _charge(metrics)
