@@ -16,16 +16,17 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from etameter import archived, readings
+from etameter import archived, readings, spent
+from etameter.budgets import Spent
 from etameter.curves import Curve
 from etameter.errors import EtameterError
 from etameter.records import Balance, Edge, RequestEnergy, RequestRecord, Source
 from etameter.slack.labels import Waste
 from etameter.slack.reading import Reading
 
-SCHEMA_VERSION = 5
-"""Version 1 had no readings, version 2 no joules by time and no wastes, version 3 no audits, version 4 no archive; each becomes one of this version
-when it is opened to be written."""
+SCHEMA_VERSION = 6
+"""Version 1 had no readings, version 2 no joules by time and no wastes, version 3 no audits, version 4 no archive, version 5 no budgets; each becomes
+one of this version when it is opened to be written."""
 _SCHEMA = """
 CREATE TABLE requests (
     boot_id TEXT NOT NULL, engine TEXT NOT NULL, engine_started_ns INTEGER NOT NULL, number INTEGER NOT NULL,
@@ -47,7 +48,7 @@ CREATE TABLE balances (
 ) STRICT;
 CREATE TABLE resume (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 """
-_SCHEMAS = (_SCHEMA, readings.SCHEMA, readings.UPGRADE, readings.AUDITS, archived.SCHEMA)
+_SCHEMAS = (_SCHEMA, readings.SCHEMA, readings.UPGRADE, readings.AUDITS, archived.SCHEMA, spent.SCHEMA)
 """What makes each version of the one before."""
 QUIET_ROW_NS = 60_000_000_000
 """Intervals without requests become one row of at most this length."""
@@ -191,6 +192,10 @@ class Ledger:
         """The latest answers that were judged, and that were given to an audit's tasks; newest first."""
         return readings.judged(self._db, self._version, most), readings.checked(self._db, self._version, most)
 
+    def spent(self, since_s: float) -> list[Spent]:
+        """What budgets spent in windows that began at `since_s` or later (s since 1970)."""
+        return spent.read(self._db, since_s)
+
     def waste(self, receipt_id: str) -> Waste | None:
         """What the server said became of a response."""
         return readings.waste_of(self._db, self._version, receipt_id)
@@ -222,8 +227,9 @@ class Ledger:
         wall_time: float,
         found: Iterable[readings.Found] = (),
         wastes: Iterable[tuple[str, Waste]] = (),
+        drawn: Iterable[Spent] = (),
     ) -> None:
-        """Write some settled batches, in their order, all of them or none. See `settle`."""
+        """Write some settled batches, in their order, all of them or none, and what budgets spent in them. See `settle`."""
         with self._db:
             self._db.execute("BEGIN IMMEDIATE")
             for balances, requests, resume, running in batches:
@@ -235,6 +241,7 @@ class Ledger:
                     "INSERT OR REPLACE INTO resume VALUES (?, ?)", (resume.engine or "resume", resume_text(resume))
                 )
             readings.write(self._db, found, wastes)
+            spent.add(self._db, drawn)
 
     def note(self, found: Iterable[readings.Found], wastes: Iterable[tuple[str, Waste]]) -> None:
         """Write what came to be known after the last batch. Raises sqlite3.Error."""

@@ -19,6 +19,7 @@ PACKAGES = {
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset(
         {"etameter.backlog", "etameter.errors", "etameter.records", "etameter.config", "etameter.nightly_section"}
+        | {"etameter.budget_section"}
     ),
     frozenset({"etameter.serving.frames", "etameter.serving.ring"}),  # the format of the stream, which both sides share
     frozenset(
@@ -44,12 +45,12 @@ LAYERS: tuple[frozenset[str], ...] = (
         "etameter.timeline",
         "etameter.counters",
     }
-    | {"etameter.pacing", "etameter.work"},
+    | {"etameter.budgets", "etameter.pacing", "etameter.work"},
     frozenset({"etameter.footprint", "etameter.units"}),
     frozenset({"etameter.host", "etameter.carbon"}),
     frozenset({"etameter.export", "etameter.ledger", "etameter.locks", "etameter.neighbours", "etameter.sampler"})
     | {"etameter.answers", "etameter.archived", "etameter.claims", "etameter.classifier", "etameter.readings"}
-    | {"etameter.auditing", "etameter.audits"},
+    | {"etameter.auditing", "etameter.audits", "etameter.spent"},
     frozenset({"etameter.accounts", "etameter.books", "etameter.devices", "etameter.joules", "etameter.ranks"}),
     frozenset({"etameter.unwritten"}),
     frozenset({"etameter.engine", "etameter.recorded_rows", "etameter.recording", "etameter.playback"}),
@@ -96,6 +97,7 @@ PURE = frozenset(
         "accounts",
         "attribution",
         "books",
+        "budgets",
         "costs",
         "curves",
         "devices",

@@ -21,6 +21,8 @@ def made(path: Path, version: int) -> None:
     db.execute(_INSERT_REQUEST, ("boot", *row_values(row(0)), WALL_S))
     for boot_id in ("boot", "other"):
         values = _balance_row(balance(10_000_000_000), "measured", boot_id)
+        if version >= 5:
+            values += (WALL_S + 10.0,)
         db.execute(f"INSERT INTO balances VALUES ({', '.join('?' * len(values))})", values)
     db.commit()
     db.close()

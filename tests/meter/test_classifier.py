@@ -388,7 +388,7 @@ def test_the_ledger_keeps_joules_by_time_what_was_lost_and_what_was_needed(tmp_p
 VERSION_2 = """
 DROP VIEW slack_by_request; DROP VIEW needed_by_request; DROP VIEW waste_by_request; DROP VIEW categories_by_request; DROP VIEW fate_by_request;
 DROP TABLE slack; DROP TABLE eta; DROP TABLE wastes; DROP TABLE slack_deep; DROP TABLE eta_deep; DROP TABLE checked;
-DROP TABLE archived; ALTER TABLE balances DROP COLUMN wall_time;
+DROP TABLE archived; DROP TABLE spent; ALTER TABLE balances DROP COLUMN wall_time;
 CREATE TABLE eta (
     receipt_id TEXT PRIMARY KEY, lenient_at_most REAL NOT NULL, low REAL NOT NULL, high REAL NOT NULL,
     unclassified REAL NOT NULL, method TEXT NOT NULL, reliability REAL
@@ -429,7 +429,7 @@ def test_a_ledger_of_version_1_is_read_as_it_is_and_gets_the_tables_when_it_is_w
     ledger.close()
     old = sqlite3.connect(path)
     views = "slack_by_request", "needed_by_request", "waste_by_request", "categories_by_request", "fate_by_request"
-    tables = "slack", "eta", "wastes", "slack_deep", "eta_deep", "checked", "archived"
+    tables = "slack", "eta", "wastes", "slack_deep", "eta_deep", "checked", "archived", "spent"
     drops = [f"DROP VIEW {view};" for view in views] + [f"DROP TABLE {table};" for table in tables]
     old.executescript(f"{''.join(drops)} ALTER TABLE balances DROP COLUMN wall_time; PRAGMA user_version = 1;")
     old.close()

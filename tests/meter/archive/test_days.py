@@ -313,7 +313,7 @@ def test_other_ledgers_are_refused(tmp_path: Path) -> None:
     old = sqlite3.connect(tmp_path / "old.db")
     old.execute("PRAGMA user_version = 4")
     old.close()
-    with pytest.raises(ArchiveError, match="of version 4, not 5: start the meter"):
+    with pytest.raises(ArchiveError, match="of version 4, not 6: start the meter"):
         run(tmp_path / "old.db", store)
 
 
