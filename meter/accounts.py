@@ -11,10 +11,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from etameter.attribution import BUBBLE_NS, Shares, foresee
-from etameter.books import UNLABELLED, Books, Increment
+from etameter.books import UNLABELLED, Books, Increment, Owner
+from etameter.budgets import Draw
 from etameter.costs import Costs
 from etameter.curves import Curve
-from etameter.devices import Device, fit_key, gpus_of
+from etameter.devices import Device, fit_key, gpus_of, in_order
 from etameter.export.live import Running, key_of, seconds
 from etameter.gpu import Gpu, Settled
 from etameter.ledger import RequestRow, RequestValues, Resume, RunningValues, request_row, row_values
@@ -57,6 +58,8 @@ class Batch:
     model: str
     curves: Mapping[str, Curve] = field(default_factory=dict)
     """Of requests that have come to their end, by request id."""
+    draws: list[list[Draw]] = field(default_factory=list)
+    """For each balance: what budgets spent in it."""
 
     @property
     def rows(self) -> list[RequestRow]:
@@ -90,7 +93,7 @@ class Accounts:
         self._steps: list[list[Step]] = [[]]
         """By stage of the pipeline."""
         self._read_ns = self._first_read_ns = 0
-        self._arms: OrderedDict[str, str] = OrderedDict()
+        self._owners: OrderedDict[str, Owner] = OrderedDict()
         self._stages: dict[str, int] = {}
         self._settled_before_ns = min(frontiers.values(), default=0)
         self._inherited: dict[int, RequestRow] = {}
@@ -141,7 +144,7 @@ class Accounts:
             self._forget(self._assembler, self._books, slots)
         self._assembler = StepAssembler(header)
         self._steps = [[] for _ in self._assembler.steps]
-        self._books = Books(header, self._assembler.requests, self._arms, self._inherited)
+        self._books = Books(header, self._assembler.requests, self._owners, self._inherited)
         if self._resume is None or self._resume.ring_created_ns != header.created_ns:
             self._settled_before_ns = 0
             # One of this engine may have been charged by a rank beside it before this one had settled anything.
@@ -158,7 +161,7 @@ class Accounts:
 
     def _stage_of_each(self, header: RingHeader, stages: int) -> dict[str, int]:
         """The pipeline stage that a GPU works for: the engine names its GPUs in the order of its workers. What stands for all of them is the last."""
-        named = header.gpu_uuids
+        named = in_order(header, [self._devices[uuid] for uuid in self._gpus])
         return {
             uuid: stage_of(named.index(uuid), len(named), stages) if uuid in named else stages - 1
             for uuid in self._gpus
@@ -171,11 +174,13 @@ class Accounts:
         if self.rank is not None:
             self.rank.ended_ns = now_ns
 
-    def announce(self, receipt_id: str, arm: str) -> None:
-        """The middleware has seen a request, of which one prompt may come to the engine long after another, or none: the oldest are forgotten."""
-        self._arms[receipt_id] = arm
-        if len(self._arms) > MAX_ANNOUNCED:
-            self._arms.popitem(last=False)
+    def announce(self, receipt_id: str, arm: str, budgets: tuple[str, ...] | None = ()) -> None:
+        """The middleware has seen a request, and says on which budgets it draws, None where it doesn't. One prompt of it may come to the engine long after
+        another, or none: the oldest are forgotten.
+        """
+        self._owners[receipt_id] = Owner(arm, budgets)
+        if len(self._owners) > MAX_ANNOUNCED:
+            self._owners.popitem(last=False)
 
     def found(self, items: Iterable[Finding]) -> None:
         """What the sampler found."""
@@ -220,6 +225,7 @@ class Accounts:
         assembler, books = self._assembler, self._books
         balances: list[tuple[Balance, Source]] = []
         increments: list[list[Increment]] = []
+        draws: list[list[Draw]] = []
         charged: list[IntArray] = []
         owed: list[Owed] = []
         for index, gpu in enumerate(self._gpus.values()):
@@ -231,6 +237,8 @@ class Accounts:
                 batch = settled.settlement.work.mean_players
                 own = books.charge(gpu.gpu_uuid, shares, ended, batch, source)
                 increments.append(own + [one for each in of_others for one in each.charge(gpu.gpu_uuid, source)])
+                drawn = books.draws(shares, gpu.fit.costs)
+                draws.append(drawn + [one for each in of_others for one in each.draws(gpu.gpu_uuid)])
                 owed += of_others
                 balances.append((settled.settlement.balance, source))
                 charged.append(shares.slots)
@@ -248,7 +256,7 @@ class Accounts:
         self._lost_rows = []
         curves, self._curves = self._curves, {}
         where, model = self._where(assembler), assembler.header.model
-        return Batch(balances, increments, request_ids, rows, running, where, model, curves)
+        return Batch(balances, increments, request_ids, rows, running, where, model, curves, draws)
 
     def rows_of(self, receipt_id: str) -> list[RequestRow]:
         """The open requests of a response, with what the model foresees for the steps that are not settled yet.
@@ -302,7 +310,7 @@ class Accounts:
         return [
             Running(
                 key=key_of(header.engine, header.created_ns, number),
-                arm=self._arms.get(receipt_id, UNLABELLED),
+                arm=self._owners[receipt_id].arm if receipt_id in self._owners else UNLABELLED,
                 model=header.model,
                 arrival_s=seconds(arrival_ns),
                 first_token_s=None if first_token_ns == UNKNOWN_NS else seconds(first_token_ns),

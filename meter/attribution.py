@@ -76,6 +76,11 @@ class Shares:
         """Some of them."""
         return Shares(self.slots[lines], self.amounts[lines], self.sensitivity[lines], self.limited[lines])
 
+    def sum(self) -> "Shares":
+        """One line, of all of them together: what is common to their errors is summed before it is squared."""
+        summed = (np.sum(each, axis=0, keepdims=True) for each in (self.amounts, self.sensitivity, self.limited))
+        return Shares(np.zeros(1, dtype=np.int64), *summed)
+
     def add(self, lines: IntArray, other: "Shares") -> None:
         """Add what `other` says to these lines, each of which comes once."""
         self.amounts[lines] += other.amounts

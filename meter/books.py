@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from etameter.attribution import AMOUNTS, OUTPUT_J, PROMPT_J, VARIANCE_J2, Shares, form_variance_j2
+from etameter.budgets import Draw
 from etameter.costs import Costs
 from etameter.curves import Curve, Curves
 from etameter.ledger import RequestRow, RequestValues, RunningValues
@@ -22,10 +24,19 @@ GUESS_ERROR = 0.38
 whose other clients are not seen it can be off by more."""
 PARTIAL_METHOD = "step-cost-partial"
 """Of a request that ran in part while nobody could meter it: its energy is a lower bound."""
+_Named = TypeVar("_Named")
 UNLABELLED = "unlabelled"
 """The arm of a request of which no middleware spoke."""
 INHERITED = ""
 """In place of a GPU: what an earlier meter settled."""
+
+
+class Owner(NamedTuple):
+    """Whose a request is, as the middleware says."""
+
+    arm: str
+    budgets: tuple[str, ...] | None = ()
+    """That it draws on. None where nobody has said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,22 +80,26 @@ class Books:
         self,
         header: RingHeader,
         requests: Requests,
-        arms: Mapping[str, str],
+        owners: Mapping[str, Owner],
         inherited: MutableMapping[int, RequestRow],
     ) -> None:
-        """`arms` by receipt id; `inherited` by the request's number, taken out as they are booked."""
+        """`owners` by receipt id; `inherited` by the request's number, taken out as they are booked."""
         self._header = header
         self._method = str(header.details.get("method", METHOD))
         self._requests = requests
-        self._arms = arms
+        self._owners = owners
         self._inherited = inherited
         self._open = np.zeros(0, dtype=np.bool_)
         self._written = np.zeros(0, dtype=np.bool_)
         self._partial = np.zeros(0, dtype=np.bool_)
         self._resumed = np.zeros(0, dtype=np.bool_)
         """An earlier meter knows how their output began."""
+        self._owned = np.zeros(0, dtype=np.bool_)
+        """The middleware has said whose they are."""
         self._arm = np.zeros(0, dtype=np.int64)
         self._arm_names = [UNLABELLED]
+        self._budgets = np.zeros(0, dtype=np.int64)
+        self._drawn_on: list[tuple[str, ...] | None] = [None]
         self._totals: dict[str, Shares] = {}
         self._curves = Curves()
 
@@ -93,12 +108,15 @@ class Books:
         self._grow()
         for slot in slots[~self._open[slots]].tolist():
             self._begin(slot)
-        if self._arms:
-            nameless = slots[self._arm[slots] == 0]  # after a restart the middleware's word may come late
+        if self._owners:
+            nameless = slots[~self._owned[slots]]  # after a restart the middleware's word may come late
             receipts = self._requests.table["receipt_id"][nameless].tolist()
             for slot, receipt_id in zip(nameless.tolist(), receipts, strict=True):
-                if receipt_id in self._arms:
-                    self._arm[slot] = self._arm_number(self._arms[receipt_id])
+                if receipt_id in self._owners:
+                    owner = self._owners[receipt_id]
+                    self._owned[slot] = True
+                    self._arm[slot] = _number(owner.arm, self._arm_names)
+                    self._budgets[slot] = _number(owner.budgets, self._drawn_on)
                     self._written[slot] = False
 
     def charge(
@@ -124,6 +142,25 @@ class Books:
             increments.append(Increment(name, prompt_j, output_j, prompt, cached, output, first, batch, source))
         return increments
 
+    def draws(self, shares: Shares, costs: Costs | None) -> list[Draw]:
+        """What an interval of a GPU, charged before, costs those that draw on the same budgets, and how well that is known."""
+        of = self._budgets[shares.slots]
+        found = []
+        for number in np.unique(of).tolist():
+            budgets = self._drawn_on[number]
+            if budgets == ():
+                continue
+            if budgets is None:
+                found.append(Draw(None, float(np.sum(shares.energy_j[of == number])), 0.0, 0.0))
+                continue
+            whole = shares.of(np.flatnonzero(of == number)).sum()
+            noise_j2, energy_j = float(whole.amounts[0, VARIANCE_J2]), float(whole.energy_j[0])
+            common_j2 = whole.variance_j2(costs)[0] - noise_j2 + form_variance_j2(whole.form_j(costs))[0]
+            if self._method != METHOD:
+                common_j2 += (GUESS_ERROR * energy_j) ** 2
+            found.append(Draw(budgets, energy_j, noise_j2, float(np.sqrt(max(common_j2, 0.0)))))
+        return found
+
     def mark_partial(self, slots: IntArray) -> None:
         """They ran while nobody could meter them."""
         self.open(slots)
@@ -132,8 +169,9 @@ class Books:
     def close(self, slots: IntArray) -> None:
         """Nothing more will be booked on these requests."""
         self._grow()
-        self._open[slots] = self._written[slots] = self._partial[slots] = self._resumed[slots] = False
-        self._arm[slots] = 0
+        for column in (self._open, self._written, self._partial, self._resumed, self._owned):
+            column[slots] = False
+        self._arm[slots] = self._budgets[slots] = 0
         self._curves.close(slots)
         for total in self._totals.values():
             total.amounts[slots] = total.sensitivity[slots] = total.limited[slots] = 0.0
@@ -240,9 +278,12 @@ class Books:
     def _grow(self) -> None:
         size, more = len(self._open), len(self._requests.table) - len(self._open)
         if more:
-            self._open, self._written, self._partial, self._resumed, self._arm = (
+            self._open, self._written, self._partial, self._resumed, self._owned = (
                 np.concatenate([column, np.zeros(more, dtype=column.dtype)])
-                for column in (self._open, self._written, self._partial, self._resumed, self._arm)
+                for column in (self._open, self._written, self._partial, self._resumed, self._owned)
+            )
+            self._arm, self._budgets = (
+                np.concatenate([column, np.zeros(more, dtype=column.dtype)]) for column in (self._arm, self._budgets)
             )
             self._curves.grow(size + more)
             for gpu_uuid, total in self._totals.items():
@@ -261,15 +302,17 @@ class Books:
             energy = inherited.energy
             self._resumed[slot] = True
             self._partial[slot] = energy.method == PARTIAL_METHOD
-            self._arm[slot] = self._arm_number(inherited.record.arm)
+            self._arm[slot] = _number(inherited.record.arm, self._arm_names)
             amounts = self._total(INHERITED).amounts[slot]
             amounts[:VARIANCE_J2] = [getattr(energy, name) for name in AMOUNTS[:VARIANCE_J2]]
             amounts[VARIANCE_J2] = (energy.error_j / NORMAL_95) ** 2
 
-    def _arm_number(self, arm: str) -> int:
-        if arm not in self._arm_names:
-            self._arm_names.append(arm)
-        return self._arm_names.index(arm)
+
+def _number(name: _Named, known: list[_Named]) -> int:
+    """Its place among those that are known, from now on."""
+    if name not in known:
+        known.append(name)
+    return known.index(name)
 
 
 def _summed(arms: IntArray, amounts: Array, size: int) -> list[float]:

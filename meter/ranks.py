@@ -12,6 +12,7 @@ import numpy as np
 
 from etameter.attribution import BUBBLE_NS, Settlement, Shares, share_passes
 from etameter.books import Books, Increment
+from etameter.budgets import Draw
 from etameter.costs import Costs
 from etameter.gpu import Gpu, Settled
 from etameter.ledger import RequestValues, RunningValues
@@ -139,6 +140,9 @@ class Owed:
 
     def charge(self, gpu_uuid: str, source: Source) -> list[Increment]:
         return self.rank.books.charge(gpu_uuid, self.shares, None, self.batch, source)
+
+    def draws(self, gpu_uuid: str) -> list[Draw]:
+        return self.rank.books.draws(self.shares, self.rank.costs.get(gpu_uuid))
 
 
 def share_out(settled: Settled, peers: Sequence[Rank], stage: int) -> tuple[Settled, list[Owed]]:

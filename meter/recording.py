@@ -133,9 +133,9 @@ class Recorder(Accounts):
         self._write("engine_lost", now_ns)
         super().close_engine(now_ns)
 
-    def announce(self, receipt_id: str, arm: str) -> None:
+    def announce(self, receipt_id: str, arm: str, budgets: tuple[str, ...] | None = ()) -> None:
         self._write("arm", receipt_name(receipt_id), arm)
-        super().announce(receipt_id, arm)
+        super().announce(receipt_id, arm, budgets)
 
     def found(self, items: Iterable[Finding]) -> None:
         items = list(items)
