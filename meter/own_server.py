@@ -66,8 +66,10 @@ def find_counter(profile: Profile) -> Metering:
 
 
 def address_of(url: str) -> str:
-    """The address without a final `/v1`. Raises EngineError for what is none."""
+    """The address without a final `/v1`. Raises EngineError for what is none, and for one with a password: reports and runs tell the address."""
     bare = url.rstrip("/").removesuffix("/v1")
+    if "@" in bare:
+        raise EngineError("the server's address names a user", "leave out what stands before the @")
     if not re.fullmatch(r"https?://[^/?#]+(/[^?#]+)?", bare):
         raise EngineError(f"{url} is no address of a server", "give one such as http://127.0.0.1:8000")
     return bare

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from etameter.counters import Counter
 from etameter.counters.nvml import LASTING_THROTTLES
@@ -15,6 +15,9 @@ from etameter.serving.ring import RingReader
 
 LASTING = frozenset(words for reason, words in THROTTLES.items() if reason & LASTING_THROTTLES)
 """Throttle reasons that change what a step costs; the power cap comes and goes with the load itself."""
+
+_OF_GPUS: Final = frozenset({"nvml", "power"})
+"""Kinds of counters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,40 +48,20 @@ class Boards:
         """`ring` is that of the engine whose own processes are nobody else's; there need be none. Raises CounterError."""
         self._counters = counters
         self._ring = ring
-        self._informants = [Informant(each.gpu_uuid) for each in counters if each.kind in {"nvml", "power"}]
+        self._informants = [Informant(each.gpu_uuid) for each in counters if each.kind in _OF_GPUS]
 
     def look(self) -> Seen:
         """A few calls to the driver, some of which may block for a while."""
-        return over(self._glance(facts) for facts in self._facts())
+        return over(self._glance(facts) for informant in self._informants if (facts := _told(informant)) is not None)
 
     def describe(self) -> list[dict[str, Any]]:
         """What each board is, and how it is set up now."""
-        told: list[dict[str, Any]] = [
-            {"board": each.board_name, "counter": each.kind, "source": each.source} for each in self._counters
-        ]
-        if self._informants:
-            for about, facts in zip(told, self._facts(), strict=False):
-                about |= {
-                    "driver": facts.driver,
-                    "power_limit_w": facts.power_limit_w,
-                    "clock_mhz": facts.clock_mhz,
-                    "max_clock_mhz": facts.max_clock_mhz,
-                    "persistence": facts.persistence,
-                }
-        return told
+        known = {informant.gpu_uuid: _told(informant) for informant in self._informants}
+        return [_described(each, known.get(each.gpu_uuid)) for each in self._counters]
 
     def close(self) -> None:
         for informant in self._informants:
             informant.close()
-
-    def _facts(self) -> list[Facts]:
-        found = []
-        for informant in self._informants:
-            try:
-                found.append(informant.facts())
-            except CounterError:  # the counter says it, too, and its block is left out
-                continue
-        return found
 
     def _glance(self, facts: Facts) -> Seen:
         engine = self._engine_pid()
@@ -91,3 +74,27 @@ class Boards:
                 return int(reader.header.pid)
         except (OSError, EngineError):
             return None
+
+
+def _told(informant: Informant) -> Facts | None:
+    """None where the board can't be asked: its counter says so, too, and what was measured meanwhile does not count."""
+    try:
+        return informant.facts()
+    except CounterError:
+        return None
+
+
+def _described(counter: Counter, facts: Facts | None) -> dict[str, Any]:
+    """A GPU by its UUID, so that one that was put in another's place is told from it; other counters have none that lasts."""
+    told: dict[str, Any] = {"board": counter.board_name, "counter": counter.kind, "source": counter.source}
+    if counter.kind in _OF_GPUS:
+        told["gpu_uuid"] = counter.gpu_uuid
+    if facts is not None:
+        told |= {
+            "driver": facts.driver,
+            "power_limit_w": facts.power_limit_w,
+            "clock_mhz": facts.clock_mhz,
+            "max_clock_mhz": facts.max_clock_mhz,
+            "persistence": facts.persistence,
+        }
+    return told

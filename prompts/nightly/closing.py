@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from . import night
-from .journal import Ending, Told
+from .journal import SPOILED, Ending, Told
 from .night import Night
 from .rows import Figure, Run, StageRow
 
@@ -43,7 +43,7 @@ def verdict_of(told: Told) -> Ending:
     Of warm-ups the last counts for what came after it, so that any that was not level makes the night unstable.
     """
     wandered = [warm_up for warm_up in told.warm_ups if not warm_up["level"]]
-    spoiled, jumped = told.of("spoiled"), told.of("clock")
+    spoiled, jumped = told.of(SPOILED), told.of("clock")
     if jumped:
         return Ending(
             "unstable",
@@ -113,7 +113,7 @@ def _run(told: Told) -> Run:
         seed=head["seed"],
         source=first.get("source"),
         counter=first.get("counter"),
-        hardware={"boards": [{name: board[name] for name in ("board", "counter")} for board in boards], **head["host"]},
+        hardware={"boards": [lasting(board) for board in boards], **head["host"]},
         driver=next((board["driver"] for board in boards if board.get("driver")), None),
         clock_mhz=max((board["max_clock_mhz"] for board in boards if board.get("max_clock_mhz")), default=None),
         power_cap_w=_sum([board.get("power_limit_w") for board in boards]),
@@ -130,7 +130,7 @@ def _run(told: Told) -> Run:
             "warm_ups": told.warm_ups,
             "codecarbon": told.of("codecarbon"),
             "clock": told.of("clock"),
-            "spoiled": told.of("spoiled"),
+            "spoiled": told.of(SPOILED),
             "sweep": [asdict(point) for point in front(told.figures)],
             "limits": told.of("limits"),
         },
@@ -140,7 +140,12 @@ def _run(told: Told) -> Run:
 def spent(told: Told) -> tuple[float, float]:
     """Seconds and known joules of all sessions so far, each up to the end of its last stage."""
     last = {note["session"]: note for note in told.of("spent")}
-    return sum(note["seconds"] for note in last.values()), sum(note["energy_j"] or 0.0 for note in last.values())
+    return sum(note["seconds"] for note in last.values()), sum(note["known_j"] for note in last.values())
+
+
+def lasting(board: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a board, what stays the same from night to night unless another is put in its place."""
+    return {name: board[name] for name in ("board", "counter", "gpu_uuid") if name in board}
 
 
 def _spent_j(told: Told) -> float | None:

@@ -37,7 +37,7 @@ from etameter.serving.child import interruptible
 from etameter.serving.ring import RingReader
 
 from . import closing as ends
-from . import deck, history, keeping, outlets, schedule
+from . import deck, former, history, keeping, outlets, schedule
 from .conclusion import conclude
 from .conditions import Budget, BudgetSpent
 from .external import External, Served
@@ -177,6 +177,8 @@ def _night(plan: Plan, runs: Path, progress: Progress, tell: Callable[[str], Non
             keeping.reserve(folder)
             if lost is not None:
                 raise lost
+            for gpu_uuid in former.set_back():
+                tell(f"{gpu_uuid} has its limits back, that a sweep had left changed")
             _measure_all(plan, kept, progress, tell)
             ending = ends.verdict_of(kept.told)
         except KeyboardInterrupt:
@@ -283,7 +285,10 @@ class _Session:
                 "etameter": version("etameter"),
                 **host(),
             }
-            await asyncio.to_thread(self.kept.session, {**told, "boards": boards.describe()})
+            session = {**told, "boards": await asyncio.to_thread(boards.describe)}
+            if begun := self.kept.told.sessions:
+                keeping.refuse_another_machine(begun[0], session)
+            await asyncio.to_thread(self.kept.session, session)
             await self._runner(station, endpoint, (model, str(about.get("root", model))), joules, boards, told).run(
                 stints
             )

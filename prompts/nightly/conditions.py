@@ -14,6 +14,8 @@ JUMP_S: Final = 2.0
 
 LOST_NS: Final = 10_000_000_000
 """A counter that can't be read for so long is taken for lost."""
+SILENT_NS: Final = 10_000_000_000
+"""Counters that can't say for so long what was spent are not late: it is never known."""
 
 
 class BudgetSpent(NightError):
@@ -81,9 +83,44 @@ class Losses:
                     )
 
 
+@dataclass(slots=True)
+class Spending:
+    """Adds up what a session takes, as far as the counters have told it."""
+
+    between: Callable[[int, int], tuple[float, float] | None]
+    """Joules and their error between two instants; None where the counters can't say."""
+    whole: bool = field(init=False, default=True)
+    """Whether nothing is missing: over a reset of a counter it can't be said what was spent."""
+    _earlier_j: float = field(init=False, default=0.0)
+    _since_j: float = field(init=False, default=0.0)
+    _since_ns: int = field(init=False, default=0)
+    _told_ns: int = field(init=False, default=0)
+    """Up to when `_since_j` is."""
+
+    @property
+    def known_j(self) -> float:
+        """What is known of it: at least so much was spent."""
+        return self._earlier_j + self._since_j
+
+    def begin(self, now_ns: int) -> None:
+        self._since_ns = self._told_ns = now_ns
+
+    def add_up(self, until_ns: int) -> None:
+        """To be called often, with instants that the counters should have told by now."""
+        if not self._since_ns or until_ns <= self._since_ns:
+            return
+        spent = self.between(self._since_ns, until_ns)
+        if spent is not None:
+            self._since_j, self._told_ns = spent[0], until_ns
+        elif until_ns - self._told_ns > SILENT_NS:
+            self.whole = False
+            self._earlier_j, self._since_j = self.known_j, 0.0
+            self.begin(until_ns)
+
+
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What a night may take. `spent_s` and `spent_j` are of its earlier sessions."""
+    """What a night may take. `spent_s` and `spent_j` are of its earlier sessions, joules as far as they are known."""
 
     seconds: float
     joules: float | None

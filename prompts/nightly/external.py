@@ -19,7 +19,7 @@ from typing import Any, Final
 from etameter.nightly_section import Tool
 from etameter.prompts.endpoint import Endpoint
 from etameter.records import Source
-from etameter.serving import bench_serve, cpu_engine
+from etameter.serving import cpu_engine, vllm_program
 
 from . import meter_page
 from .estimates import Estimate
@@ -60,7 +60,7 @@ def installed(tool: Tool) -> tuple[str, ...] | None:
         return None
     beside_us = Path(found).parent == Path(sys.executable).parent
     if tool == "vllm" and beside_us and (cpu_engine.installed_version() or "").endswith("cpu"):
-        return sys.executable, "-m", bench_serve.__name__
+        return sys.executable, "-m", vllm_program.__name__
     return (found,)
 
 

@@ -55,7 +55,7 @@ def listed(location: str, name: str | None, console: Console | None) -> int:
 
 
 def plotted(location: str, wanted: str, name: str | None, console: Console | None) -> int:
-    """Prints one series over the nights."""
+    """Prints one series over the nights of each job."""
     with history.folder_of(location) as folder:
         found = history.nights(folder, name)
     told = [
@@ -73,9 +73,18 @@ def plotted(location: str, wanted: str, name: str | None, console: Console | Non
         raise NightError(f"no night has the series {wanted}", f"there are {', '.join(there) or 'none'}")
     if console is None:
         keys = ("value", "low", "high", "unit", "n", "source", "reason")
-        _told([{"run_id": night.run.run_id, **{key: getattr(figure, key) for key in keys}} for night, figure in told])
+        _told(
+            [
+                {"run_id": night.run.run_id, "name": night.run.name, **{key: getattr(figure, key) for key in keys}}
+                for night, figure in told
+            ]
+        )
         return 0
-    console.print(_marked([night for night, _ in told], Group(Text(f"{wanted}, {told[0][1].unit}"), _drawn(told))))
+    drawn: list[RenderableType] = []
+    for job in dict.fromkeys(night.run.name for night, _ in told):  # another job is another history
+        own = [(night, figure) for night, figure in told if night.run.name == job]
+        drawn += [Text(f"{job}: {wanted}, {own[0][1].unit}"), _drawn(own)]
+    console.print(_marked([night for night, _ in told], Group(*drawn)))
     return 0
 
 

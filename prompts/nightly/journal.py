@@ -28,6 +28,8 @@ from .night import JOURNAL_FILE
 from .rows import Figure, StageRow, Status
 
 VERSION: Final = 1
+SPOILED: Final = "spoiled"
+"""Notes about windows that do not count: of a stage that is run again, they are of the attempt before."""
 _REMEDY: Final = "leave it as it is: the next night begins anew"
 
 
@@ -181,6 +183,7 @@ def _take(told: Told, line: Mapping[str, Any]) -> None:
         case "begin":
             told.begun[one["stage"]] = one["attempt"] + 1
             told.windows = {name: rows for name, rows in told.windows.items() if not _is_of(name, one["stage"])}
+            told.notes = [note for note in told.notes if (note["about"], note.get("stage")) != (SPOILED, one["stage"])]
         case "window":
             row = StageRow(**one["row"])
             told.windows.setdefault(row.stage, []).append(row)

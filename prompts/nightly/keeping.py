@@ -3,12 +3,12 @@
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from etameter import config
 from etameter.counters import nvml
@@ -26,6 +26,13 @@ RESERVE_BYTES: Final = 1 << 20
 """Kept on the disk for the whole night, so that on a full one there is room to say so."""
 LEAST_FREE_BYTES: Final = 64 << 20
 CPU: Final = "cpu"
+
+_OF_A_MACHINE: Final[Mapping[str, Callable[[Mapping[str, Any]], object]]] = {
+    "host": lambda session: [session["cpu"], session["cores"]],
+    "board": lambda session: [closing.lasting(board) for board in session["boards"]],
+    "source of joules": lambda session: session["source"],
+    "model": lambda session: [session["model"], session["server"].get("model_fingerprint")],
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +117,16 @@ def clear_up(runs: Path, job: Job, now: datetime) -> Path | None:
             closing.conclude(path.parent, kept.told)
             (path.parent / RESERVE_FILE).unlink(missing_ok=True)
     return going_on
+
+
+def refuse_another_machine(begun: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    """Figures of one night are of one machine: raises NightError where a session does not go on where the first began."""
+    for what, of in _OF_A_MACHINE.items():
+        if of(begun) != of(here):
+            raise NightError(
+                f"the night was begun with another {what} ({of(begun)}, and this is {of(here)})",
+                "start it again: the next one begins anew",
+            )
 
 
 def begin(runs: Path, head: dict[str, object]) -> Path:

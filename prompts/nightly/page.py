@@ -204,4 +204,7 @@ def _conditions(night: Night) -> Html:
 
 def _boards(night: Night) -> str:
     boards = night.run.hardware.get("boards") or ()
-    return ", ".join(str(board.get("board") or board.get("name") or "?") for board in boards) or "no board"
+    return (
+        ", ".join(" ".join(filter(None, (str(board.get("board") or "?"), board.get("gpu_uuid")))) for board in boards)
+        or "no board"
+    )

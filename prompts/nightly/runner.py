@@ -16,12 +16,12 @@ from etameter.prompts.endpoint import Endpoint
 from etameter.prompts.plan import EXCLUSION
 
 from . import beside, external, figures, load, meter_page
-from .conditions import Budget, ClockWatch, Losses
+from .conditions import Budget, ClockWatch, Losses, Spending
 from .deck import Deck
 from .estimates import LEAST_WINDOWS
 from .external import CantMake
 from .figures import Limits, Machine
-from .journal import Journal
+from .journal import SPOILED, Journal
 from .load import Load
 from .rows import Figure, Stage, StageRow
 from .schedule import WARM_UP, Setting, Stint
@@ -38,8 +38,6 @@ LOOK_S: Final = 5.0
 POLL_S: Final = 0.02
 TOLD_NS: Final = 500_000_000
 """What was spent longer ago than this the counters have told."""
-SILENT_NS: Final = 10_000_000_000
-"""Counters that tell nothing for so long are not late: what was spent is not known."""
 WARM_AT_ONCE: Final = 8
 
 Compare = Callable[[Stint], Coroutine[Any, Any, tuple[Sequence[StageRow], Sequence[Figure]]]]
@@ -85,11 +83,12 @@ class Runner:
     """Called some twenty times a second; what it raises ends the night."""
     _losses: Losses = field(init=False, default_factory=Losses)
     _began_ns: int = field(init=False, default=0)
-    _spent_j: float | None = field(init=False, default=None)
-    _told_ns: int = field(init=False, default=0)
-    """Up to when `_spent_j` is."""
+    _spending: Spending = field(init=False)
     _warm: bool = field(init=False, default=False)
     _tracked: bool = field(init=False, default=False)
+
+    def __post_init__(self) -> None:
+        self._spending = Spending(self.joules.energy_between)
 
     async def run(self, stints: Sequence[Stint]) -> None:
         """All of them that have not ended yet.
@@ -112,27 +111,17 @@ class Runner:
                 self.tend()
                 if jump := self.clocks.look():
                     self.journal.note("clock", asdict(jump))
-                self._add_up()
-                self.budget.check(time.monotonic() - began_s, self._spent_j or 0.0)
+                self._spending.add_up(time.monotonic_ns() - TOLD_NS)
+                self.budget.check(time.monotonic() - began_s, self._spending.known_j)
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
         return task.result()
 
-    def _add_up(self) -> None:
-        """What the session has taken, as far as the counters have told it. A reset of a counter leaves it unknown from there on."""
-        until_ns = time.monotonic_ns() - TOLD_NS
-        if not self._began_ns or until_ns <= self._began_ns:
-            return
-        spent = self.joules.energy_between(self._began_ns, until_ns)
-        if spent is not None:
-            self._spent_j, self._told_ns = spent[0], until_ns
-        elif until_ns - self._told_ns > SILENT_NS:
-            self._spent_j = None
-
     async def _run(self, todo: Sequence[Stint]) -> None:
         await self._counters_move()
         self._began_ns = time.monotonic_ns()
+        self._spending.begin(self._began_ns)
         for stint in todo:
             if stint.kind != "idle" and not self._warm:
                 await self._warm_up()
@@ -311,7 +300,7 @@ class Runner:
             return ""
         rules = sorted({one.excluded for one in taken if one.excluded not in {None, "ramp"}}, key=str)
         why = f"{len(good)} of {len(taken) - 1} windows count; the others do not by these rules: {', '.join(map(str, rules))}"
-        self.journal.note("spoiled", {"stage": stage, "rules": rules, "reason": why})
+        self.journal.note(SPOILED, {"stage": stage, "rules": rules, "reason": why})
         return why
 
     async def _look(self, looks: list[Seen]) -> None:
@@ -383,9 +372,10 @@ class Runner:
         for row in rows:
             self.journal.window(row)
         self.journal.end(stage, found)
-        self._add_up()
-        took = {"session": self.journal.session_number, "seconds": time.monotonic() - self._began_ns * 1e-9}
-        self.journal.note("spent", {**took, "energy_j": self._spent_j})
+        self._spending.add_up(time.monotonic_ns() - TOLD_NS)
+        seconds, known_j = time.monotonic() - self._began_ns * 1e-9, self._spending.known_j
+        told = {"energy_j": known_j if self._spending.whole else None, "known_j": known_j}
+        self.journal.note("spent", {"session": self.journal.session_number, "seconds": seconds, **told})
 
 
 def _now() -> str:

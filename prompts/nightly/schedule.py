@@ -96,7 +96,16 @@ def seconds(section: NightlySection, *, sweep: bool) -> float:
 def told_of(section: NightlySection) -> dict[str, Any]:
     """The configuration as JSON has it, without what may be secret."""
     told = section.model_dump(mode="json", exclude={"webhook", "pushgateway"})
-    return {**told, "options": list(_without_secrets(section.options))}
+    return {**told, "url": _without_user(section.url), "options": list(_without_secrets(section.options))}
+
+
+def _without_user(url: str | None) -> str | None:
+    """As in http://user:password@host."""
+    if url is None or "@" not in url:
+        return url
+    scheme, _, rest = url.partition("://")
+    address, slash, path = rest.partition("/")
+    return f"{scheme}://{address.rpartition('@')[2]}{slash}{path}"
 
 
 def _without_secrets(options: Sequence[str]) -> Iterator[str]:

@@ -203,6 +203,12 @@ def test_what_is_no_address_is_refused(url: str) -> None:
         own_server.address_of(url)
 
 
+def test_an_address_with_a_password_is_refused_without_saying_it() -> None:
+    with pytest.raises(EngineError, match="names a user") as refused:
+        own_server.address_of("http://somebody:Zanzibar@127.0.0.1:8000")
+    assert "Zanzibar" not in str(refused.value)
+
+
 def test_an_address_is_taken_with_and_without_its_tail() -> None:
     for url in ("http://host:8000", "http://host:8000/", "http://host:8000/v1", "http://host:8000/v1/"):
         assert own_server.address_of(url) == "http://host:8000"

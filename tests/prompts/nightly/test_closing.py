@@ -94,7 +94,14 @@ def test_there_is_always_a_best_and_no_two_of_the_front_beat_each_other(settings
 def test_a_run_is_told_from_its_journal(tmp_path: Path) -> None:
     journal.begin(tmp_path / "r", HEAD)
     boards = [
-        {"board": "H100", "counter": "nvml", "driver": "560", "power_limit_w": 700.0, "max_clock_mhz": 1980},
+        {
+            "board": "H100",
+            "counter": "nvml",
+            "gpu_uuid": "GPU-1",
+            "driver": "560",
+            "power_limit_w": 700.0,
+            "max_clock_mhz": 1980,
+        },
         {"board": "H100", "counter": "nvml", "driver": "560", "power_limit_w": 600.0, "max_clock_mhz": 1980},
     ]
     session = {
@@ -107,8 +114,8 @@ def test_a_run_is_told_from_its_journal(tmp_path: Path) -> None:
     with Journal(tmp_path / "r" / "journal.jsonl") as kept:
         for number in range(2):
             kept.session(session)
-            kept.note("spent", {"session": number, "seconds": 5.0, "energy_j": 50.0})
-            kept.note("spent", {"session": number, "seconds": 10.0, "energy_j": 100.0})
+            kept.note("spent", {"session": number, "seconds": 5.0, "energy_j": 50.0, "known_j": 50.0})
+            kept.note("spent", {"session": number, "seconds": 10.0, "energy_j": 100.0, "known_j": 100.0})
         kept.begin("batch-8")
         kept.window(stage_row(session=1))
         kept.window(stage_row(stage="idle-before", session=0, start_ns=9))
@@ -120,8 +127,19 @@ def test_a_run_is_told_from_its_journal(tmp_path: Path) -> None:
     assert (run.driver, run.power_cap_w, run.clock_mhz, run.energy_j) == ("560", 1300.0, 1980, 200.0)
     assert (run.source, run.vllm, run.model, run.model_hash, run.sessions) == ("measured", "0.32.0", "m", "f", 2)
     same = {"board": "H100", "counter": "nvml"}
-    assert run.hardware == {"boards": [same, same], "cpu": "some", "cores": 2}, "and no clock of the moment"
+    assert run.hardware == {"boards": [{**same, "gpu_uuid": "GPU-1"}, same], "cpu": "some", "cores": 2}, (
+        "and no clock of the moment"
+    )
     assert [row.stage for row in whole.stages] == ["idle-before", "batch-8"], "in order of time, over sessions"
+
+
+def test_a_reset_leaves_unknown_what_was_spent_but_not_that_it_was_so_much(tmp_path: Path) -> None:
+    lost = {"about": "spent", "session": 1, "seconds": 5.0, "energy_j": None, "known_j": 70.0}
+    known = {**lost, "session": 0, "energy_j": 30.0, "known_j": 30.0}
+    both = told(notes=[known, lost], ending=Ending("complete", "", "", 0))
+    both.head["ended"] = "2026-11-02T03:00:00+00:00"
+    assert closing.spent(both) == (10.0, 100.0)
+    assert closing.conclude(tmp_path, both).run.energy_j is None
 
 
 def test_a_night_that_never_had_a_server_says_what_it_can(tmp_path: Path) -> None:

@@ -4,9 +4,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from etameter.prompts.nightly.conditions import Budget, BudgetSpent, ClockWatch, clocks
+from etameter.prompts.nightly.conditions import SILENT_NS, Budget, BudgetSpent, ClockWatch, Spending, clocks
 
 pytestmark = pytest.mark.unit
+
+S = 1_000_000_000
 
 
 def watch(*readings: tuple[float, float, float]) -> ClockWatch:
@@ -56,3 +58,26 @@ def test_a_budget_counts_earlier_sessions() -> None:
     with pytest.raises(BudgetSpent, match="its 1000 J"):
         budget.check(0.0, 100.0)
     Budget(100.0, None).check(99.0, 1e12)
+
+
+def test_what_is_spent_counts_on_after_a_counter_was_reset() -> None:
+    """300 W all the time; over an instant at 20 s nothing can be said."""
+    reset_ns = 20 * S
+
+    def between(start_ns: int, end_ns: int) -> tuple[float, float] | None:
+        return None if start_ns < reset_ns <= end_ns else (300e-9 * (end_ns - start_ns), 0.0)
+
+    spending = Spending(between)
+    spending.add_up(1 * S)
+    assert spending.known_j == 0.0, "it has not begun"
+    spending.begin(5 * S)
+    spending.add_up(15 * S)
+    assert (spending.known_j, spending.whole) == (pytest.approx(3000.0), True)
+    for at_s in range(16, 41):
+        spending.add_up(at_s * S)
+        late = at_s * S <= 19 * S + SILENT_NS
+        assert spending.whole == late, "a counter that is late may yet tell"
+    # 14 s up to 19 s, and from 30 s on
+    assert spending.known_j == pytest.approx(300.0 * (14 + 10))
+    with pytest.raises(BudgetSpent):
+        Budget(100.0, 7200.0).check(1.0, spending.known_j)

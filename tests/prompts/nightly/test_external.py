@@ -131,7 +131,7 @@ def test_a_vllm_for_cpus_is_called_past_its_own_program(tmp_path: Path, monkeypa
     assert external.installed("vllm") == (str(program),)
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     monkeypatch.setattr(cpu_engine, "installed_version", lambda: "0.32.0+cpu")
-    assert external.installed("vllm") == (str(tmp_path / "python"), "-m", "etameter.serving.bench_serve")
+    assert external.installed("vllm") == (str(tmp_path / "python"), "-m", "etameter.serving.vllm_program")
     monkeypatch.setattr(cpu_engine, "installed_version", lambda: "0.33.0")
     assert external.installed("vllm") == (str(program),)
 

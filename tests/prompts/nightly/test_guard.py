@@ -6,13 +6,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pynvml
 import pytest
 
+from etameter.counters.nvml_limits import Limiter
 from etameter.errors import CounterError
-from etameter.prompts.nightly.guard import limited
+from etameter.prompts.nightly import former
+from etameter.prompts.nightly.guard import MODULE, limited
 from tests.simnvml.board import Board, Call
 
 pytestmark = pytest.mark.unit
@@ -28,6 +31,7 @@ with limited([sys.argv[1]], 300.0, 1200):
 
 @pytest.fixture
 def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Board]:
+    monkeypatch.setenv("ETAMETER_STATE", str(tmp_path / "state"))
     made = Board(tmp_path / "board", gpus=2)
     for name, value in made.environment().items():
         monkeypatch.setenv(name, value)  # the guard is a process of its own
@@ -71,32 +75,104 @@ def test_they_are_set_back_when_the_night_is_killed(board: Board) -> None:
     wait_until(lambda: limits(board) == FREE)
 
 
+def guard_of(uuid: str) -> int:
+    """Its process id."""
+    (guard,) = [
+        int(path.parent.name)
+        for path in Path("/proc").glob("[0-9]*/cmdline")
+        if f"\0{MODULE}\0".encode() in (words := path.read_bytes()) and uuid.encode() in words
+    ]
+    return guard
+
+
+def gone(pid: int) -> bool:
+    """Or a zombie, which holds no lock any more."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except OSError:
+        return True
+
+
+def both_killed(board: Board) -> None:
+    """As by a service manager that clears up: first the guard, which then sees nothing of the night's end."""
+    with subprocess.Popen([sys.executable, "-c", HOLDER, board.uuid(1)], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        assert former.set_back() == [], "its guard lives"
+        pid = guard_of(board.uuid(1))
+        os.kill(pid, signal.SIGSTOP)
+        holder.send_signal(signal.SIGKILL)
+        os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: gone(pid))
+    assert limits(board) == [(700_000, 0), (300_000, 1200)]
+
+
+def test_they_are_set_back_by_the_services_last_command_when_both_are_killed(board: Board) -> None:
+    both_killed(board)
+    last = subprocess.run([sys.executable, "-m", MODULE], capture_output=True, text=True, check=True)
+    assert limits(board) == FREE
+    assert board.uuid(1) in last.stderr
+    last = subprocess.run([sys.executable, "-m", MODULE], capture_output=True, text=True, check=True)
+    assert last.stderr == "", "once"
+
+
+def test_they_are_set_back_by_the_next_night_when_both_are_killed(board: Board) -> None:
+    both_killed(board)
+    board.fail(Call.SET, pynvml.NVML_ERROR_NO_PERMISSION)
+    with pytest.raises(CounterError, match="may not set limits"):
+        former.set_back()
+    board.fail(Call.SET, pynvml.NVML_SUCCESS)
+    assert former.set_back() == [board.uuid(1)], "it stood noted"
+    assert limits(board) == FREE
+    assert former.set_back() == []
+
+
+def test_a_limit_that_somebody_set_since_stays(board: Board) -> None:
+    both_killed(board)
+    with closing(Limiter()) as limiter:
+        limiter.set_power_limit(board.uuid(1), 500_000)
+    assert former.set_back() == [board.uuid(1)]
+    assert limits(board)[1] == (500_000, 0)
+
+
+def test_after_a_reboot_nothing_is_set_back(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    both_killed(board)
+    with monkeypatch.context() as patched:
+        patched.setattr(former, "boot_id", lambda: "another")
+        assert former.set_back() == []
+    assert limits(board)[1] == (300_000, 1200)
+    assert former.set_back() == [], "nor later"
+
+
+def test_a_note_that_is_not_whole_is_of_a_guard_that_changed_nothing(board: Board, tmp_path: Path) -> None:
+    (tmp_path / "state" / "limits").mkdir(parents=True)
+    (tmp_path / "state" / "limits" / f"{board.uuid(0)}.json").write_text('{"boot_id": "')
+    assert former.set_back() == []
+    assert not list((tmp_path / "state" / "limits").iterdir())
+
+
+def test_what_can_not_be_noted_is_not_changed(board: Board, tmp_path: Path) -> None:
+    (tmp_path / "state").touch()
+    with pytest.raises(CounterError, match="can't be noted"), limited([board.uuid(0)], 300.0, None):
+        pass
+    assert limits(board) == FREE
+
+
 def test_they_are_set_back_when_the_guard_is_killed(board: Board) -> None:
     with limited([board.uuid(0)], 300.0, 1200):
-        (guard,) = [
-            int(path.parent.name)
-            for path in Path("/proc").glob("[0-9]*/cmdline")
-            if board.uuid(0).encode() in path.read_bytes() and int(path.parent.name) != os.getpid()
-        ]
-        os.kill(guard, signal.SIGKILL)
+        os.kill(guard_of(board.uuid(0)), signal.SIGKILL)
         assert limits(board)[0] == (300_000, 1200)
     assert limits(board) == FREE
 
 
 def test_a_guard_does_not_listen_to_signals(board: Board) -> None:
     with limited([board.uuid(0)], 300.0, None):
-        (guard,) = [
-            int(path.parent.name)
-            for path in Path("/proc").glob("[0-9]*/cmdline")
-            if board.uuid(0).encode() in path.read_bytes() and int(path.parent.name) != os.getpid()
-        ]
-        os.kill(guard, signal.SIGTERM)
-        os.kill(guard, signal.SIGINT)
+        pid = guard_of(board.uuid(0))
+        os.kill(pid, signal.SIGTERM)
+        os.kill(pid, signal.SIGINT)
         time.sleep(0.1)
         assert limits(board)[0] == (300_000, 0)
-        assert Path(f"/proc/{guard}/stat").read_text().rpartition(")")[2].split()[0] == "S", (
-            "it waits, and is no zombie"
-        )
+        assert Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S", "it waits, and is no zombie"
     assert limits(board) == FREE
 
 

@@ -24,10 +24,10 @@ pytestmark = pytest.mark.unit
 BATCH = "batch-8 j_per_token"
 
 
-def kept(folder: Path, *values: float, **told: Any) -> list[Night]:
+def kept(folder: Path, *values: float, first: int = 1, **told: Any) -> list[Night]:
     """A folder of nights, each judged by those before it."""
     made: list[Night] = []
-    for day, value in enumerate(values, start=1):
+    for day, value in enumerate(values, start=first):
         one = Night(
             run(run_id=f"202611{day:02}T020000Z-0a1b2c3d", **told),
             (),
@@ -79,6 +79,18 @@ def test_a_series_is_plotted(tmp_path: Path) -> None:
     )
     first, second = (line for line in shown.splitlines() if "●" in line)
     assert first.index("●") < second.index("●")
+
+
+def test_series_of_two_jobs_are_two(tmp_path: Path) -> None:
+    kept(tmp_path, 3.0, 3.3)
+    kept(tmp_path, 300.0, first=3, name="weekly")
+    rows = said(str(tmp_path), "--series", BATCH)
+    assert [(row["name"], row["value"]) for row in rows] == [("nightly", 3.0), ("nightly", 3.3), ("weekly", 300.0)]
+    answer = CliRunner().invoke(app, ["history", str(tmp_path), "--series", BATCH], env={"COLUMNS": "200"})
+    lines = [line for line in answer.stdout.splitlines() if "●" in line or line.endswith("J/token")]
+    assert [line.partition(":")[0] for line in lines if "●" not in line] == ["nightly", "weekly"]
+    first, second = (line.index("●") for line in lines if "202611" in line and "20261103" not in line)
+    assert first < second, "the other job's values don't move its own"
 
 
 def test_two_nights_are_compared(tmp_path: Path) -> None:

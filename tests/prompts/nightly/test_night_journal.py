@@ -49,6 +49,21 @@ def test_everything_comes_back(path: Path) -> None:
     assert (told.head["ended"], told.ending) == ("then", Ending("complete", "", "", 0))
 
 
+def test_windows_that_did_not_count_are_of_their_attempt_alone(path: Path) -> None:
+    """Killed between that note and the stage's end: the stage is run again, and may go well."""
+    with Journal(path) as kept:
+        for stage in ("batch-1", "batch-8"):
+            kept.begin(stage)
+            kept.note(journal.SPOILED, {"stage": stage, "rules": ["throttled"], "reason": "2 of 10 windows count"})
+            kept.note("clock", {"wall_s": 3.0})
+    with Journal(path) as kept:
+        assert len(kept.told.of(journal.SPOILED)) == 2
+        kept.begin("batch-8")
+    told = journal.load(path.parent)
+    assert [note["stage"] for note in told.of(journal.SPOILED)] == ["batch-1"]
+    assert len(told.of("clock")) == 2
+
+
 def test_a_stage_that_was_cut_off_begins_anew(path: Path) -> None:
     with Journal(path) as kept:
         kept.begin("ab-fixed")

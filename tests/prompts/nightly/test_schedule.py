@@ -90,3 +90,10 @@ def test_a_wrong_key_is_told_with_its_value_and_what_would_do(line: str, said: s
 def test_the_configuration_is_json() -> None:
     told = schedule.told_of(NightlySection(runs=Path("x"), arrivals=Path("y.csv")))
     assert (told["runs"], told["arrivals"], told["batches"]) == ("x", "y.csv", [1, 8, 32])
+
+
+@pytest.mark.parametrize(
+    "url", ["http://somebody:Zanzibar@127.0.0.1:8000/under", "http://:Zan@zibar@127.0.0.1:8000/under"]
+)
+def test_a_password_in_the_address_is_not_told(url: str) -> None:
+    assert schedule.told_of(NightlySection(url=url))["url"] == "http://127.0.0.1:8000/under"

@@ -82,6 +82,10 @@ def test_a_figure_that_scatters_says_nothing() -> None:
         ("power cap", {"power_cap_w": 500.0}),
         ("highest clock", {"clock_mhz": 1200.0}),
         ("hardware", {"hardware": {"boards": [{"board": "A100"}], "cpu": "some", "cores": 2}}),
+        (
+            "hardware",
+            {"hardware": {"boards": [{"board": "simulated H100", "gpu_uuid": "GPU-2"}], "cpu": "some", "cores": 2}},
+        ),
         ("seed", {"seed": 2}),
         ("tasks", {"tasks_hash": "another"}),
     ],
