@@ -117,7 +117,7 @@ def main() -> None:
         own = ["--meter-port", str(free_port()), "--simulate-gpu", "h100"]
         commands = [
             ["etameter", "serve", *own, model, "--port", str(ports[0]), *OPTIONS],
-            ["vllm.entrypoints.openai.api_server", "--model", model, "--port", str(ports[1]), *OPTIONS],
+            ["etameter.serving.vllm_program", "serve", model, "--port", str(ports[1]), *OPTIONS],
         ]
         urls = [held.enter_context(running(*each)) for each in zip(commands, folders, ports, strict=True)]
         found = asyncio.run(ratios(urls[0], urls[1], blocks))

@@ -18,7 +18,7 @@ from pathlib import Path
 from etameter import config
 from etameter.errors import ConfigError, EngineError
 
-from . import arms, cpu_engine, outside, ports
+from . import arms, cpu_engine, outside, ports, vllm_program
 from . import model as model_source
 from .child import interruptible
 from .supervisor import Service, Supervisor
@@ -269,16 +269,9 @@ def engine_service(
     if Path(model).is_dir():
         environment = {"HF_HUB_OFFLINE": "1"} | environment
     host, port = address(options)
-    argv = [
-        sys.executable,
-        "-m",
-        "vllm.entrypoints.openai.api_server",
-        "--model",
-        model,
-        *(_HOOKS if is_known else ()),
-        *_MIDDLEWARE,
-        *options,
-    ]
+    # Its API server alone is a module too, which starts one of them whatever --api-server-count says.
+    argv = [sys.executable, "-m", vllm_program.__name__, "serve", model]
+    argv += [*(_HOOKS if is_known else ()), *_MIDDLEWARE, *options]
     grace_s = _ENGINE_GRACE_S + (_number(options, "--shutdown-timeout") or 0)  # within which vLLM lets requests end
     return Service("vLLM", argv, environment, vital=True, grace_s=grace_s, ready=lambda: answers(host, port), sink=sink)
 

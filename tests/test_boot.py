@@ -26,12 +26,15 @@ import pytest
 
 from etameter.serving import launch, ports
 from tests.forms import FORMS, ask
+from tests.metered import PATIENCE_S
 from tests.serving.processes import wait_until, with_environment
 from tests.simnvml.board import Board, Call
 
 pytestmark = pytest.mark.boot
 
 NO_PERMISSION = 4  # NVML's number
+LONG_TOKENS = 300
+"""So many that the meter tells of their request while it goes on, and a slow machine is through with them while vLLM waits for it to end."""
 STAND_IN_VLLM = """
 import http.server, os, sys
 if os.environ.get("STAND_IN_FATE") == "dies":
@@ -42,8 +45,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(200)
         self.end_headers()
-port = int(sys.argv[sys.argv.index("--port") + 1])
-http.server.HTTPServer(("127.0.0.1", port), Handler).serve_forever()
+def main():
+    port = int(sys.argv[sys.argv.index("--port") + 1])
+    http.server.HTTPServer(("127.0.0.1", port), Handler).serve_forever()
 """
 
 
@@ -77,9 +81,9 @@ class Place:
     def stand_in(self, version: str | None = "0.32.0") -> None:
         """Puts a stand-in in place of vLLM, or hides vLLM where `version` is None."""
         package = self.path / "stand-in"
-        server = package / "vllm" / "entrypoints" / "openai"
-        server.mkdir(parents=True)
-        (server / "api_server.py").write_text(STAND_IN_VLLM)
+        program = package / "vllm" / "entrypoints" / "cli"
+        program.mkdir(parents=True)
+        (program / "main.py").write_text(STAND_IN_VLLM)
         (package / f"vllm-{version}.dist-info").mkdir()
         (package / f"vllm-{version}.dist-info" / "METADATA").write_text(
             f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n"
@@ -338,6 +342,11 @@ def _said(path: Path, text: str) -> Callable[[], bool]:
     return lambda: text in path.read_text(errors="replace")
 
 
+def _wait_until_serving(serve: subprocess.Popen[Any], log: Path) -> None:
+    wait_until(lambda: _said(log, "etameter: serving ")() or serve.poll() is not None, 300.0)
+    assert serve.poll() is None, log.read_text(errors="replace")[-4000:]
+
+
 def test_serving_outlives_its_meter_and_ends_with_ctrl_c(place: Place, model_dir: Path) -> None:
     del place.environment["PYTHONPATH"]
     command = ["serve", str(model_dir), "--simulate-gpu", "h100", "--host", "127.0.0.1", "--port", str(place.port)]
@@ -352,9 +361,9 @@ def test_serving_outlives_its_meter_and_ends_with_ctrl_c(place: Place, model_dir
             stderr=output,
         )
     try:
-        wait_until(lambda: _said(log, "etameter: serving ")() or serve.poll() is not None, 300.0)
+        _wait_until_serving(serve, log)
         # on a busy machine a figure may come too late for its response
-        wait_until(lambda: (_ask(place.port)["energy"] or {}).get("source") == "simulated", 30.0)
+        wait_until(lambda: (_ask(place.port)["energy"] or {}).get("source") == "simulated", PATIENCE_S)
 
         url = f"http://127.0.0.1:{place.port}"
         before = ask(url, FORMS["chat"], stream=True)
@@ -362,8 +371,8 @@ def test_serving_outlives_its_meter_and_ends_with_ctrl_c(place: Place, model_dir
         away = ask(url, FORMS["chat"], stream=True)
         assert (away.energy, away.objects[-1]["energy_reason"]) == (None, "meter_away")
         assert away.own == before.own
-        wait_until(_said(log, "the meter started again"), 30.0)
-        wait_until(lambda: _ask(place.port)["energy"] is not None, 30.0)
+        wait_until(_said(log, "the meter started again"), PATIENCE_S)
+        wait_until(lambda: _ask(place.port)["energy"] is not None, PATIENCE_S)
 
         demo = place.start("demo", "--url", f"http://127.0.0.1:{place.port}/v1", "--json")
         told, _ = demo.communicate(timeout=120.0)
@@ -373,17 +382,47 @@ def test_serving_outlives_its_meter_and_ends_with_ctrl_c(place: Place, model_dir
         assert any(request["correct"] for request in report["requests"])
         with ThreadPoolExecutor(1) as pool:
             path, question = FORMS["chat"]
-            long = pool.submit(ask, url, (path, question | {"max_tokens": 60, "ignore_eos": True}), stream=True)
+            long = pool.submit(
+                ask, url, (path, question | {"max_tokens": LONG_TOKENS, "ignore_eos": True}), stream=True
+            )
             wait_until(lambda: _running(place.meter_port), 30.0)
             serve.send_signal(signal.SIGINT)
             ended = long.result()
-        assert ended.objects[-1]["usage"]["completion_tokens"] == 60
+        assert ended.objects[-1]["usage"]["completion_tokens"] == LONG_TOKENS
         assert ended.energy or ended.objects[-1]["energy_reason"] == "meter_late"  # the meter was there still
     finally:
         serve.send_signal(signal.SIGINT)
         assert serve.wait(60.0) == 130
     assert place.left() == []
     assert not list(place.path.glob("*.ring"))
+
+
+@pytest.mark.slow
+def test_as_many_api_servers_are_started_as_are_asked_for(place: Place, model_dir: Path) -> None:
+    del place.environment["PYTHONPATH"]
+    command = ["serve", str(model_dir), *place.serve("--simulate-gpu", "h100", "--host", "127.0.0.1")[2:]]
+    command += ["--served-model-name", "small", "--enforce-eager", "--api-server-count", "2"]
+    log = place.path / "log"
+    with log.open("w") as output:
+        serve = subprocess.Popen(
+            [sys.executable, "-m", "etameter", *command], env=place.environment, cwd=place.path, stderr=output
+        )
+    try:
+        _wait_until_serving(serve, log)
+        metered: set[str] = set()
+
+        def both() -> bool:
+            """A request comes to either of them, which tells in its log that it has answered."""
+            energy = _ask(place.port)["energy"] or {}
+            server = re.findall(r"\((ApiServer_\d) pid=\d+\) .*POST /v1/chat/completions", log.read_text())[-1]
+            metered.update([server] if energy.get("source") == "simulated" else [])
+            return len(metered) == 2
+
+        wait_until(both, PATIENCE_S)
+    finally:
+        serve.terminate()
+        assert serve.wait(60.0) == 130
+    assert place.left() == []
 
 
 @pytest.mark.slow
@@ -404,8 +443,8 @@ def test_a_vllm_of_an_unknown_version_is_warned_of_once_and_metered_by_its_respo
             stderr=output,
         )
     try:
-        wait_until(lambda: _said(log, "etameter: serving ")() or serve.poll() is not None, 300.0)
-        wait_until(lambda: (_ask(place.port)["energy"] or {}).get("attribution_method") == "proxy", 30.0)
+        _wait_until_serving(serve, log)
+        wait_until(lambda: (_ask(place.port)["energy"] or {}).get("attribution_method") == "proxy", PATIENCE_S)
     finally:
         serve.terminate()
         assert serve.wait(60.0) == 130

@@ -47,7 +47,7 @@ class RealServer:
 
     def start(self, *options: str, environment: Mapping[str, str] = _NOTHING) -> None:
         """Again too, once it has ended: at the same address, into the same ring."""
-        command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(self.model)]
+        command = [sys.executable, "-m", "etameter.serving.vllm_program", "serve", str(self.model)]
         command += ["--served-model-name", MODEL_NAME, "--host", "127.0.0.1", "--port", self.url.rpartition(":")[2]]
         command += [
             "--dtype",

@@ -7,7 +7,7 @@ import pytest
 
 from etameter import config
 from etameter.errors import ConfigError
-from etameter.serving import cpu_engine, launch
+from etameter.serving import cpu_engine, launch, vllm_program
 from etameter.serving.supervisor import Service, Supervisor
 
 pytestmark = pytest.mark.unit
@@ -91,6 +91,12 @@ def test_only_an_eager_engine_for_cpus_is_kept_from_compiling(
     environment = launch.engine_service("m", options, config.load(None), None).environment
     assert ("TORCHDYNAMO_DISABLE" not in environment) == compiles
     assert ("VLLM_CPU_KVCACHE_SPACE" in environment) == version.endswith("cpu")
+
+
+def test_vllm_is_started_by_its_own_command_which_knows_of_several_api_servers() -> None:
+    argv = launch.engine_service("m", ["--api-server-count", "2"], config.load(None), None).argv
+    assert argv[1:5] == ["-m", vllm_program.__name__, "serve", "m"]
+    assert argv[-2:] == ["--api-server-count", "2"]
 
 
 def test_vllm_has_the_time_that_it_gives_its_requests_to_end() -> None:

@@ -1,6 +1,6 @@
-"""`vllm bench serve` where vLLM is installed under another name: its program looks for a distribution called vllm, and that of the build for CPUs is called otherwise.
+"""vLLM's own program, also where vLLM is installed under another name: it looks for a distribution called vllm, and that of the build for CPUs is called otherwise.
 
-python -m etameter.serving.bench_serve bench serve …
+python -m etameter.serving.vllm_program serve MODEL …
 """
 
 import importlib.metadata
