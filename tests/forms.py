@@ -77,7 +77,8 @@ def ask(url: str, form: Form, *, stream: bool) -> Told:
     try:
         response = urllib.request.urlopen(request, timeout=60.0)
     except urllib.error.HTTPError as refused:
-        raise AssertionError(refused.read().decode()) from refused
+        with refused:
+            raise AssertionError(refused.read().decode()) from refused
     with response:
         body = response.read()
         length = response.headers["Content-Length"]

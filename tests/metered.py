@@ -7,11 +7,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import openai
 import pytest
@@ -23,15 +23,16 @@ from tests.serving.real_server import MODEL_NAME, RealServer
 
 PATIENCE_S = 90.0
 
+Seen = TypeVar("Seen")
 
-def until(holds: Callable[[], Any]) -> Any:
-    """What `holds` returns once it is true."""
+
+def until(look: Callable[[], Seen], suffices: Callable[[Seen], object] = bool) -> Seen:
+    """What `look` returns once that suffices."""
     deadline_s = time.monotonic() + PATIENCE_S
-    while time.monotonic() < deadline_s:
-        if result := holds():
-            return result
+    while not suffices(seen := look()):
+        assert time.monotonic() < deadline_s, f"not within {PATIENCE_S} s, and at last {seen!r:.2000}"
         time.sleep(0.05)
-    raise AssertionError(f"not within {PATIENCE_S} s")
+    return seen
 
 
 @dataclass
@@ -123,10 +124,14 @@ def settled(metered: Metered, path: str) -> Any:
     return energy if energy and energy["settled"] else None
 
 
-def written(metered: Metered, receipt_id: str) -> list[RequestRow]:
-    """The rows behind a receipt once all are settled: what is told is told from memory, and written a moment later."""
-    rows = [row for row in metered.rows() if row.record.receipt_id == receipt_id]
-    return rows if all(row.energy.settled for row in rows) else []
+def written(metered: Metered, receipt_ids: Iterable[str] = ()) -> list[RequestRow]:
+    """All rows, once these receipts are among them and nothing is unsettled: what is told is told from memory, and written a moment later."""
+    expected = set(receipt_ids)
+
+    def suffices(rows: list[RequestRow]) -> bool:
+        return all(row.energy.settled for row in rows) and expected <= {row.record.receipt_id for row in rows}
+
+    return until(metered.rows, suffices)
 
 
 def receipt_of(answer: Any) -> str:
@@ -141,7 +146,7 @@ def check_sum(metered: Metered, told: Told) -> None:
     assert energy["energy_joules"] == pytest.approx(energy["prompt_joules"] + energy["output_joules"])
     assert energy["energy_joules"] > 0
     late = until(lambda: settled(metered, f"/energy/{energy['receipt_id']}"))
-    rows = until(lambda: written(metered, energy["receipt_id"]))
+    rows = [row for row in written(metered, [energy["receipt_id"]]) if row.record.receipt_id == energy["receipt_id"]]
     assert late["energy_joules"] == pytest.approx(sum(row.energy.energy_j for row in rows))
     assert late["energy_joules"] == pytest.approx(late["prompt_joules"] + late["output_joules"])
     assert late["output_tokens"] == usage.get("completion_tokens", 0)

@@ -4,22 +4,23 @@ The first server knows arms by all that they can be known by, and gives reasonin
 """
 
 import hashlib
-import http.client
 import json
 import os
 import signal
+import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 import openai
 import pytest
 
-from etameter.ledger import Ledger, Totals
+from etameter.ledger import Ledger, RequestRow, Totals
+from etameter.records import RequestEnergy
 from etameter.serving import arms
 from tests.forms import EMBEDDINGS, Told, ask
-from tests.metered import Metered, check_sum, metering, receipt_of, stopped, until, warm_up
+from tests.metered import PATIENCE_S, Metered, check_sum, metering, receipt_of, stopped, until, warm_up, written
 from tests.serving.real_server import MODEL_NAME, RealServer
 
 pytestmark = pytest.mark.boot
@@ -27,6 +28,8 @@ pytestmark = pytest.mark.boot
 ALIAS = "also-small"
 CONCISE = "Be brief."
 KEY = "a key of somebody"
+LONG_TOKENS = 800
+"""So many that no engine is through with them before it is killed."""
 PARSER = """
 from vllm.reasoning import ReasoningParserManager
 from vllm.reasoning.deepseek_r1_reasoning_parser import DeepSeekR1ReasoningParser
@@ -82,11 +85,9 @@ def test_an_arm_is_known_by_header_system_prompt_key_or_model(metered: Metered) 
         receipts[arm] = receipt_of(metered.client.chat.completions.create(**request, extra_headers=headers))
     receipts["nothing known"] = receipt_of(metered.chat("Hello.", max_tokens=2))
 
-    def booked() -> Any:
-        found = {row.record.receipt_id: row.record.arm for row in metered.rows() if row.energy.settled}
-        return found.keys() >= set(receipts.values()) and {arm: found[one] for arm, one in receipts.items()}
-
-    assert until(booked) == {arm: arm for arm in asked} | {"nothing known": "other"}
+    booked = {row.record.receipt_id: row.record.arm for row in written(metered, receipts.values())}
+    told = {arm: booked[receipt_id] for arm, receipt_id in receipts.items()}
+    assert told == {arm: arm for arm in asked} | {"nothing known": "other"}
     assert KEY.encode() not in metered.ledger.read_bytes()
 
 
@@ -108,74 +109,105 @@ def test_reasoning_is_among_what_the_energy_is_for(metered: Metered, stream: boo
     assert any(each.get("content") for each in said)
 
 
-def test_an_engine_that_is_killed_in_mid_stream_is_lost_and_paid_once(metered: Metered) -> None:
+@dataclass(frozen=True)
+class Killed:
+    """What the clients of an engine that was killed heard of it, and what had been paid until then, by receipt id."""
+
+    events: list[bytes]
+    error: openai.InternalServerError
+    paid: dict[str | None, RequestEnergy]
+
+
+@pytest.fixture(scope="module")
+def killed(metered: Metered) -> Killed:
+    """The engine is killed while it works on a stream and on a whole answer."""
     server = metered.server
-    until(lambda: all(row.energy.settled for row in metered.rows()))
-    before = {row.record.receipt_id: row.energy for row in metered.rows()}
-    place = urlsplit(server.url)
-    connection = http.client.HTTPConnection(place.hostname or "", place.port, timeout=60.0)
-    messages = [{"role": "user", "content": "Tell me a long story."}]
-    question: dict[str, Any] = {"model": MODEL_NAME, "messages": messages}
-    question |= {"max_tokens": 800, "ignore_eos": True}
-    headers = {"Content-Type": "application/json"}
-    with ThreadPoolExecutor(1) as pool:
-        connection.request("POST", "/v1/chat/completions", json.dumps(question | {"stream": True}), headers)
-        response = connection.getresponse()
-        began = [response.readline() for _ in range(12)]
-        whole: Future[Any] = pool.submit(metered.chat, "Tell me another long story.", max_tokens=800)
-        until(lambda: [sum(one.decode) > 50 for one in server.log.accounts() if one.reason is None] == [True, True])
+    paid = {row.record.receipt_id: row.energy for row in written(metered, metered.usages)}
+    earlier = {account.request_id for account in server.log.accounts()}
+    with ThreadPoolExecutor(2) as pool:
+        streamed = pool.submit(listen, server.url, "Tell me a long story.", LONG_TOKENS)
+        whole: Future[Any] = pool.submit(metered.chat, "Tell me another long story.", max_tokens=LONG_TOKENS)
+
+        def under_way() -> list[int]:
+            """Tokens of both, of which neither may end before the engine does."""
+            ended = [answer for answer in (streamed, whole) if answer.done()]
+            assert not ended, [answer.result() for answer in ended]
+            own = [account for account in server.log.accounts() if account.request_id not in earlier]
+            return [sum(account.decode) for account in own if account.reason is None]
+
+        until(under_way, lambda tokens: len(tokens) == 2 and min(tokens) > 50)
         os.kill(server.log.reader.header.pid, signal.SIGKILL)
-        ended = response.read()
+        events = streamed.result()
         with pytest.raises(openai.InternalServerError) as failed:
             whole.result()
-    connection.close()
-    # vLLM's own words, whole and in the stream, and nothing of ours.
-    assert failed.value.response.json().keys() == {"error"}
-    events = [line for line in (*began, *ended.splitlines()) if line.strip()]
-    assert all(line.startswith(b"data: ") for line in events)
-    error = json.loads(events[-2].removeprefix(b"data: "))
-    assert error.keys() == {"error"}
-    assert events[-1] == b"data: [DONE]"
-    assert not any(b'"energy' in line for line in events)
     server.process.wait(60.0)
+    return Killed(events, failed.value, paid)
 
-    server.start("--runner", "pooling", "--convert", "embed")
-    server.wait_until_ready()
 
-    def lost() -> Any:
-        found = [row for row in metered.rows() if row.record.finish_reason == "engine_lost"]
-        return len(found) == 2 and all(row.energy.settled for row in found) and found
+@pytest.fixture(scope="module")
+def embedding(metered: Metered) -> Metered:
+    """The server started again as one that embeds, whatever has become of it."""
+    metered.server.stop()
+    metered.server.start("--runner", "pooling", "--convert", "embed")
+    metered.server.wait_until_ready()
+    return metered
 
-    for row in until(lost):
+
+def listen(url: str, content: str, max_tokens: int) -> list[bytes]:
+    """The lines of a streamed answer."""
+    question = {"model": MODEL_NAME, "messages": [{"role": "user", "content": content}], "stream": True}
+    question |= {"max_tokens": max_tokens, "ignore_eos": True}
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(f"{url}/v1/chat/completions", json.dumps(question).encode(), headers)
+    with urllib.request.urlopen(request, timeout=PATIENCE_S) as response:
+        return [line for line in response.read().splitlines() if line.strip()]
+
+
+def test_clients_of_a_killed_engine_hear_vllms_own_words_whole_and_in_the_stream(killed: Killed) -> None:
+    assert killed.error.response.json().keys() == {"error"}
+    assert all(line.startswith(b"data: ") for line in killed.events)
+    *begun, error, done = killed.events
+    assert len(begun) > 6
+    assert json.loads(error.removeprefix(b"data: ")).keys() == {"error"}
+    assert done == b"data: [DONE]"
+    assert not any(b'"energy' in line for line in killed.events)
+
+
+def test_the_requests_of_a_killed_engine_are_lost_and_paid_once(killed: Killed, embedding: Metered) -> None:
+    def lost() -> list[RequestRow]:
+        return [row for row in embedding.rows() if row.record.finish_reason == "engine_lost"]
+
+    for row in until(lost, lambda rows: len(rows) == 2 and all(row.energy.settled for row in rows)):
         assert row.energy.output_j > 0
         # Where the board's counter stood still meanwhile, what the prompt cost is nobody's, and the receipt says that it is of a part.
         assert row.energy.prompt_j > 0 or row.energy.method.endswith("-partial")
-        assert row.record.receipt_id not in before
-    assert {row.record.receipt_id: row.energy for row in metered.rows() if row.record.receipt_id in before} == before
-    assert check_books(metered).unattributed_j_by_cause["steps_missing"] > 0  # that nobody has ended
+        assert row.record.receipt_id not in killed.paid
+    paid = {row.record.receipt_id: row.energy for row in embedding.rows() if row.record.receipt_id in killed.paid}
+    assert paid == killed.paid
+    assert check_books(embedding).unattributed_j_by_cause["steps_missing"] > 0  # that nobody has ended
 
 
 @pytest.mark.parametrize("asked_for_a_stream", [False, True])
 @pytest.mark.parametrize("form", EMBEDDINGS)
-def test_embeddings_have_their_energy_or_say_why_not(metered: Metered, form: str, asked_for_a_stream: bool) -> None:
+def test_embeddings_have_their_energy_or_say_why_not(embedding: Metered, form: str, asked_for_a_stream: bool) -> None:
     path, question = EMBEDDINGS[form]
     question = question | ({"stream": True} if asked_for_a_stream else {})  # it comes whole
 
     def present() -> Told | None:
-        told = ask(metered.server.url, (path, question), stream=False)
+        told = ask(embedding.server.url, (path, question), stream=False)
         return told if told.energy else None
 
     told = until(present)
     assert len(told.objects[0]["data"][0]["embedding"]) == 576
-    check_sum(metered, told)
-    with stopped(metered.meter):
-        untold = ask(metered.server.url, (path, question), stream=False)
+    check_sum(embedding, told)
+    with stopped(embedding.meter):
+        untold = ask(embedding.server.url, (path, question), stream=False)
     assert (untold.energy, untold.objects[0]["energy_reason"]) == (None, "meter_late")
     assert untold.own == told.own
 
 
 def test_the_books_of_both_servers_balance(metered: Metered) -> None:
-    until(lambda: all(row.energy.settled for row in metered.rows()))
+    written(metered)
     check_books(metered)
 
 
