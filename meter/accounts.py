@@ -15,7 +15,7 @@ from etameter.books import UNLABELLED, Books, Increment, Owner
 from etameter.budgets import Draw
 from etameter.costs import Costs
 from etameter.curves import Curve
-from etameter.devices import Device, fit_key, gpus_of, in_order
+from etameter.devices import Device, fit_key, gpus_of
 from etameter.export.live import Running, key_of, seconds
 from etameter.gpu import Gpu, Settled
 from etameter.ledger import RequestRow, RequestValues, Resume, RunningValues, request_row, row_values
@@ -60,6 +60,11 @@ class Batch:
     """Of requests that have come to their end, by request id."""
     draws: list[list[Draw]] = field(default_factory=list)
     """For each balance: what budgets spent in it."""
+
+    @property
+    def drawn(self) -> list[tuple[Balance, Source, list[Draw]]]:
+        """The settled intervals, and what budgets spent in each."""
+        return [(*balance, draws) for balance, draws in zip(self.balances, self.draws, strict=True)]
 
     @property
     def rows(self) -> list[RequestRow]:
@@ -161,7 +166,7 @@ class Accounts:
 
     def _stage_of_each(self, header: RingHeader, stages: int) -> dict[str, int]:
         """The pipeline stage that a GPU works for: the engine names its GPUs in the order of its workers. What stands for all of them is the last."""
-        named = in_order(header, [self._devices[uuid] for uuid in self._gpus])
+        named = header.gpu_uuids
         return {
             uuid: stage_of(named.index(uuid), len(named), stages) if uuid in named else stages - 1
             for uuid in self._gpus

@@ -23,6 +23,9 @@ ANYBODY: Final = ""
 """In place of a budget: what may have been any of them."""
 KNOWN_CAUSES: Final = frozenset({"idle", "engine_overhead"})
 
+LONGEST_S: Final = 31 * 86_400
+"""No window is longer."""
+
 Level = Literal["within", "maybe", "exceeded"]
 
 
@@ -106,7 +109,8 @@ class Budgets:
     def drawn(self, settled: Draws, epoch_s: float) -> list[Spent]:
         """What these intervals add, a row for each budget, window and source. `epoch_s` is when the monotonic clock began (s since 1970)."""
         found: dict[tuple[str, Window, int, Source], Spent] = {}
-        for balance, source, draws in settled:
+        windows = {section.window for section in self._budgets.values()}
+        for balance, source, draws in settled if windows else ():
             start_s, end_s = (epoch_s + ns * 1e-9 for ns in (balance.start_ns, balance.end_ns))
             for draw in draws:
                 for budget in draw.budgets or ():
@@ -117,7 +121,7 @@ class Budgets:
             unknown_j = math.fsum([*unknown, *lost])
             if unknown_j > 0.0:
                 anybody = Draw(None, unknown_j, 0.0, 0.0)
-                for window in {section.window for section in self._budgets.values()}:
+                for window in windows:
                     # A gap may be long, and its joules of either end.
                     for instant_s in {bounds(window, t_s)[0] for t_s in (start_s, end_s)}:
                         _add(found, _spent(ANYBODY, window, instant_s, source, anybody))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, ValidationInfo, field_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 from pydantic_settings import (
     BaseSettings,
@@ -22,6 +22,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from .budget_section import BudgetSection
 from .errors import ConfigError
 from .nightly_section import NightlySection
 
@@ -122,6 +123,8 @@ ARMS: Mapping[str, str] = {
     "audit": "Questions of a judge about other answers: what looking for slack costs.",
 }
 """The arms that come with etameter, in `prompts/arms/`, and what they are."""
+NO_ARMS = frozenset({"unlabelled", "other"})
+"""What requests belong to that belong to none."""
 
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -224,6 +227,18 @@ class EtaSection(_Section):
     )
 
 
+class OtlpSection(_Section):
+    endpoint: str | None = Field(
+        default=None,
+        pattern=r"^https?://[^\s/]+\S*$",
+        description="Send energy as OpenTelemetry metrics to the receiver at this address, over HTTP (extra `otlp`); `/v1/metrics` is added to it. "
+        "By default that of `OTEL_EXPORTER_OTLP_ENDPOINT` or `OTEL_EXPORTER_OTLP_METRICS_ENDPOINT`; without any, nothing is sent.",
+    )
+
+
+MAX_BUDGETS = 32
+
+
 class Config(BaseSettings):
     """The whole configuration, checked. Made by `load`."""
 
@@ -234,9 +249,16 @@ class Config(BaseSettings):
     footprint: FootprintSection = FootprintSection()
     eta: EtaSection = EtaSection()
     nightly: NightlySection = NightlySection()
+    otlp: OtlpSection = OtlpSection()
     arms: dict[Name, ArmSection] = Field(
         default_factory=lambda: {name: ArmSection(description=told) for name, told in ARMS.items()},
         description="The arms that requests may name, besides `audit`; any other is counted as `other`.",
+    )
+
+    budgets: dict[Name, BudgetSection] = Field(
+        default_factory=dict,
+        max_length=MAX_BUDGETS,
+        description=f"What requests of some arms, or with some API keys, may take in an hour, a day, a week or a month; at most {MAX_BUDGETS} of them.",
     )
 
     @field_validator("arms")
@@ -244,6 +266,20 @@ class Config(BaseSettings):
     def _with_audit(cls, arms: dict[str, ArmSection]) -> dict[str, ArmSection]:
         """Under another name audits would be traffic: they would be audited, and be in their own way."""
         return {**arms, "audit": arms.get("audit", ArmSection(description=ARMS["audit"]))}
+
+    @field_validator("budgets")
+    @classmethod
+    def _of_arms_that_there_are(
+        cls, budgets: dict[str, BudgetSection], info: ValidationInfo
+    ) -> dict[str, BudgetSection]:
+        known = {*info.data.get("arms", {}), *NO_ARMS}
+        for name, budget in budgets.items():
+            if unknown := sorted(budget.arms - known):
+                about = {"name": name, "arms": ", ".join(unknown), "known": ", ".join(sorted(known))}
+                raise PydanticCustomError(
+                    "arms", "Input should name no arms that there aren't: {arms} of {name}; there are {known}", about
+                )
+        return budgets
 
     @property
     def ledger(self) -> Path:
@@ -409,6 +445,8 @@ def _keys_of(path: list[str]) -> Iterable[str]:
         "footprint": FootprintSection,
         "eta": EtaSection,
         "nightly": NightlySection,
+        "otlp": OtlpSection,
+        "budgets": BudgetSection,
         "arms": ArmSection,
     }
     return sections[path[0]].model_fields if path else Config.model_fields

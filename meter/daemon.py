@@ -22,6 +22,7 @@ from etameter import config
 from etameter.accounts import Accounts, Batch
 from etameter.auditing import Auditing
 from etameter.audits import Audits
+from etameter.budgets import LONGEST_S, Budgets
 from etameter.carbon import footprint_of
 from etameter.claims import Claims
 from etameter.classifier import Classifier, by_time
@@ -31,6 +32,7 @@ from etameter.devices import Device
 from etameter.display import Display
 from etameter.engine import Engine, check_ring
 from etameter.errors import ConfigError, EtameterError, MeterBusy
+from etameter.export import standings
 from etameter.export.events import Events
 from etameter.export.http import application
 from etameter.export.prometheus import Metrics
@@ -201,6 +203,7 @@ class Meter:
         self._events = Events(partial(self._snapshot, whole=True), partial(self._snapshot, whole=False))
         self._host = HostMeter(HostCounters(packages=self._kind != "rapl"), time.monotonic_ns())
         self._unwritten = Unwritten()
+        self._budgets = Budgets(settings.budgets, self._source, self._ledger.spent(time.time() - LONGEST_S))
         self._caught_up = False
         self._work = asyncio.Event()
         self._stopping = False
@@ -366,7 +369,10 @@ class Meter:
                 found, wastes = self._classifier.backlog.waiting(), self._claims.backlog.waiting()
                 audited = self._audits.backlog.waiting()
                 settled = [(each.balances, each.requests, each.resume, each.running) for each in batches]
-                await asyncio.to_thread(self._ledger.settle_together, settled, time.time(), [*found, *audited], wastes)
+                now_s = time.time()
+                drawn = self._budgets.drawn([one for each in batches for one in each.drawn], now_s - time.monotonic())
+                known = [*found, *audited]
+                await asyncio.to_thread(self._ledger.settle_together, settled, now_s, known, wastes, drawn)
             except sqlite3.Error as error:
                 if self._stopping or len(batches) > UNWRITTEN_LIMIT:
                     raise EtameterError(
@@ -378,6 +384,7 @@ class Meter:
             self._classifier.backlog.written(found)
             self._claims.backlog.written(wastes)
             self._audits.backlog.written(audited)
+            self._budgets.add(drawn)
             for batch in batches:
                 self._count(batch)
             self._unwritten.written(len(batches))
@@ -445,6 +452,10 @@ class Meter:
             dropped=sum(each.backlog.dropped for each in (self._classifier, self._claims, self._audits))
         )
         self._audits.look()
+        if self._budgets:
+            standing = self._budgets.standings(time.time())
+            self._metrics.budgets(standing)
+            self._socket.tell({name: standings.told(name, each) for name, each in standing.items()})
         for engine in self._engines:
             costs = engine.accounts.costs()
             for uuid, timeline in engine.accounts.timelines().items():
@@ -469,10 +480,14 @@ class Meter:
             self._classifier.told(receipt_id, message)
             self._auditing.told(receipt_id, message)
 
-    def _announce(self, receipt_id: str, arm: str) -> None:
+    def _announce(self, receipt_id: str, arm: str, budgets: tuple[str, ...] | None) -> None:
         self._auditing.opened(receipt_id, arm)
+        if not self._budgets:
+            budgets = ()
+        elif budgets is not None:
+            budgets = tuple(name for name in budgets if name in self._settings.budgets)
         for engine in self._engines:  # which of them will run it nobody knows yet
-            engine.accounts.announce(receipt_id, arm)
+            engine.accounts.announce(receipt_id, arm, budgets)
 
     def _told(self, name: str) -> Answer:
         """A receipt by its own id, or by the public one of a request that has ended: that tells nobody the receipt's own."""

@@ -57,8 +57,8 @@ class Arms:
             return UNLABELLED
         asked = request if isinstance(request, dict) else {}
         return (
-            self._prompts.get(_sha256(system_prompt(asked)) or "")
-            or self._keys.get(_sha256(_api_key(scope["headers"])) or "")
+            self._prompts.get(sha256(system_prompt(asked)) or "")
+            or self._keys.get(sha256(api_key(scope["headers"])) or "")
             or self._models.get(str(asked.get("model")))
             or self._otherwise
         )
@@ -82,8 +82,8 @@ def system_prompt(request: Mapping[str, Any]) -> str | None:
     return "".join(text for text in texts if isinstance(text, str))
 
 
-def _api_key(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
-    """Without the word `Bearer` before it."""
+def api_key(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+    """Of a request with these headers, without the word `Bearer` before it."""
     told = next((value for name, value in headers if name in _KEY_HEADERS), None)
     if told is None:
         return None
@@ -91,5 +91,6 @@ def _api_key(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
     return key.strip() if scheme.lower() == "bearer" else scheme
 
 
-def _sha256(text: str | None) -> str | None:
+def sha256(text: str | None) -> str | None:
+    """Of a text, as the configuration has it."""
     return None if text is None else hashlib.sha256(text.encode(errors="replace")).hexdigest()

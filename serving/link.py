@@ -8,7 +8,8 @@ import contextlib
 import json
 import json.encoder
 import logging
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,8 @@ logger = logging.getLogger("vllm.etameter")
 
 FIRST_BACKOFF_S = 0.05
 LONGEST_BACKOFF_S = 2.0
+STANDING_FRESH_S = 5.0
+"""What the meter says of budgets, every second, is not passed on when it is older."""
 UNSENT_LIMIT_BYTES = 1 << 20
 """More than this waiting for a meter that does not read, and messages are dropped."""
 ANSWER_LIMIT_BYTES = 1 << 20
@@ -38,16 +41,21 @@ class Answer(NamedTuple):
 class MeterLink:
     """Tells the meter of requests and asks it for their energy. Belongs to one event loop."""
 
-    def __init__(self, socket_path: Path) -> None:
+    def __init__(self, socket_path: Path, *, budgets: bool = False) -> None:
+        """With `budgets` the meter is asked to tell how they stand."""
         self.socket_path = socket_path
+        self.follows_budgets = budgets
+        self._standings: Mapping[str, tuple[str, int]] = {}
+        """By budget: what is said of it, and when its window ends (s since 1970)."""
+        self._standings_s = 0.0
         self.dropped = 0
         """Messages the meter will never get."""
         self._writer: asyncio.Transport | None = None
         self._unsent = bytearray()
         """Said in this turn of the event loop: sent at its end, after what clients and server wait for."""
         self._connection: asyncio.Task[None] | None = None
-        self._open: dict[str, str] = {}
-        """Receipt id → arm."""
+        self._open: dict[str, tuple[str, Iterable[str] | None]] = {}
+        """Receipt id → arm, and on which budgets it draws; None where there are none."""
         self._waiting: dict[tuple[str, str], list[asyncio.Future[Answer]]] = {}
 
     def start(self) -> None:
@@ -62,11 +70,11 @@ class MeterLink:
                 await self._connection
             self._connection = None
 
-    def opened(self, receipt_id: str, arm: str) -> None:
-        """A request has come in."""
-        self._open[receipt_id] = arm
+    def opened(self, receipt_id: str, arm: str, budgets: Iterable[str] | None = None) -> None:
+        """A request has come in, which draws on these budgets, where there are any at all."""
+        self._open[receipt_id] = arm, budgets
         if self._writer is not None:  # else it is announced when the meter is there
-            self._announce(receipt_id, arm)
+            self._announce(receipt_id, arm, budgets)
 
     def closed(self, receipt_id: str) -> None:
         """The response is complete, or its client is gone: it is announced no more."""
@@ -80,8 +88,17 @@ class MeterLink:
         """An answer was lost: `abandoned` by its client, or made anew (`retry`)."""
         self._write(f'{{"type":"waste","receipt_id":{_quoted(receipt_id)},"waste":"{waste}"}}\n')
 
-    def _announce(self, receipt_id: str, arm: str) -> None:
-        self._write(f'{{"type":"open","receipt_id":{_quoted(receipt_id)},"arm":{_quoted(arm)}}}\n')
+    def _announce(self, receipt_id: str, arm: str, budgets: Iterable[str] | None) -> None:
+        drawn_on = "" if budgets is None else f',"budgets":[{",".join(map(_quoted, budgets))}]'
+        self._write(f'{{"type":"open","receipt_id":{_quoted(receipt_id)},"arm":{_quoted(arm)}{drawn_on}}}\n')
+
+    def standings(self, budgets: Iterable[str]) -> list[str]:
+        """What the meter says of these budgets, and in how many seconds their windows end. Nothing of one of which it has not told lately."""
+        if time.monotonic() - self._standings_s > STANDING_FRESH_S:
+            return []
+        now_s = time.time()
+        told = [self._standings[budget] for budget in budgets if budget in self._standings]
+        return [f"{said};resets={int(end_s - now_s)}" for said, end_s in told if end_s > now_s]
 
     def ask(self, receipt_id: str, public_id: str | None) -> asyncio.Future[Answer]:
         """The energy of a request that has just ended. The answer may never come: wait for it with `answer_in`."""
@@ -145,14 +162,17 @@ class MeterLink:
                 continue
             backoff_s = FIRST_BACKOFF_S
             self._writer = writer
-            for receipt_id, arm in self._open.items():
-                self._announce(receipt_id, arm)
+            if self.follows_budgets:
+                self._write('{"type":"budgets"}\n')
+            for receipt_id, (arm, budgets) in self._open.items():
+                self._announce(receipt_id, arm, budgets)
             try:
                 await closed
             except (OSError, ValueError) as failure:  # ValueError: a line that is no answer, or one too long
                 logger.warning("etameter: the meter's socket: %s", failure)
             finally:
                 self._writer = None
+                self._standings = {}
                 writer.abort()
                 for future in [each for asked in self._waiting.values() for each in asked]:
                     _resolve(future, Answer(None, METER_AWAY))
@@ -166,6 +186,10 @@ class MeterLink:
             message = None
         if not isinstance(message, dict) or not isinstance(message.get("energy"), dict | None):
             raise ValueError(f"a line of {len(line)} bytes is no answer")  # noqa: TRY004  # of the wire, not of a caller
+        if message.get("type") == "budgets":
+            self._standings = _standings(message.get("told"))
+            self._standings_s = time.monotonic()
+            return
         for future in self._waiting.get((str(message.get("type")), str(message.get("receipt_id"))), ()):
             _resolve(future, Answer(message.get("energy"), message.get("reason")))
 
@@ -195,6 +219,14 @@ class _Lines(asyncio.Protocol):
             self._closed.set_result(None)
         else:
             self._closed.set_exception(failure)
+
+
+def _standings(told: object) -> dict[str, tuple[str, int]]:
+    """Of each budget, and when its window ends. Raises ValueError for what is none."""
+    try:
+        return {name: (str(said), int(end_s)) for name, (said, end_s) in dict(told).items()}  # type: ignore[call-overload]
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{str(told)[:100]!r} says nothing of budgets") from error
 
 
 def _resolve(future: asyncio.Future[Answer], answer: Answer) -> None:

@@ -14,6 +14,9 @@ an engine that tells nothing (`proxy`), the middleware itself tells `Arrivals` o
 What requests and responses say stays here, unless `ETAMETER_CLASSIFY` is 1: then the meter is told both once, when the response ends, to
 find out how much of it was slack.
 
+Where there are budgets, the head of a response says how those stand that its request draws on (`X-Etameter-Budget`), as the meter last told;
+nothing where the meter is away, and no request is ever refused.
+
 The meter is told, too, that a client went before its answer was complete, and that a client asks again what it was just answered: of the earlier
 question only a keyed hash is kept, in this process, for some minutes.
 """
@@ -32,6 +35,7 @@ from etameter.config import socket_path
 from etameter.serving import outside
 from etameter.serving.arms import Arms
 from etameter.serving.arrivals import Arrivals
+from etameter.serving.budgets import HEADER, Budgets
 from etameter.serving.in_band import put_receipts_in_band, receipt_id
 from etameter.serving.link import METER_AWAY, METER_LATE, Answer, MeterLink, answer_in
 from etameter.serving.retries import Retries, client_of
@@ -81,7 +85,8 @@ class EnergyMiddleware:
         """`arrivals` are told what comes from an engine that tells nothing itself; so are those of `outside`."""
         self.app = app
         self.arrivals = arrivals = arrivals or outside.arrivals()
-        self.link = MeterLink(socket_path())
+        self.budgets = Budgets.from_environment()
+        self.link = MeterLink(socket_path(), budgets=bool(self.budgets))
         self.arms = Arms.from_environment()
         self.settle = os.environ.get("ETAMETER_SETTLE_RESPONSES") == "1"
         self.receipt_token = os.environ.get("ETAMETER_RECEIPT_TOKEN", "").encode()
@@ -181,6 +186,9 @@ class _Exchange:
         self.link = middleware.link
         self.in_band = middleware.in_band
         self.arms = middleware.arms
+        self.budgets = middleware.budgets
+        self.draws_on: tuple[str, ...] | None = None
+        """Budgets; None where there are none, or the request has not come yet."""
         self.retries = middleware.retries
         self.client = None if embeds else client_of(scope)
         """None where asking again is no retry."""
@@ -248,7 +256,9 @@ class _Exchange:
             if earlier is not None:
                 self.link.wasted(earlier, "retry")
         self.request_body = b""
-        self.link.opened(self.receipt_id, self.arms.of(self.scope, request))
+        arm = self.arms.of(self.scope, request)
+        self.draws_on = self.budgets.of(self.scope, arm) if self.budgets else None
+        self.link.opened(self.receipt_id, arm, self.draws_on)
         if self.arriving is not None:
             self.arriving.asked(self.request_bytes)
 
@@ -293,6 +303,9 @@ class _Exchange:
         self.answered = message["status"] == 200
         if not self.answered:
             self.texts = None  # a refusal is no response that could have been classified
+        elif self.draws_on and (standings := self.link.standings(self.draws_on)):
+            told = (HEADER, ", ".join(standings).encode())
+            message = {**message, "headers": [*message.get("headers", ()), told]}
         headers = {name.lower(): value for name, value in message.get("headers", ())}
         content = headers.get(b"content-type", b"")
         self.pass_on = self._untouched

@@ -12,11 +12,12 @@ import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping
 
+from etameter.budgets import Standing
 from etameter.claims import draft_waste_of
 from etameter.costs import Costs
 from etameter.counters import Kind
 from etameter.export.bounded import Bounded, Groups
-from etameter.export.catalogue import devices, energy, health, requests, slack
+from etameter.export.catalogue import budgets, devices, energy, health, requests, slack
 from etameter.export.catalogue.labels import (
     AUDITS,
     BATCHES,
@@ -261,6 +262,18 @@ class Metrics:
     def trusted(self, model: str, arm: str, *, reliable: bool | None) -> None:
         """Whether η of an arm may be published without a warning. None where it isn't known."""
         self._registry.set(slack.RELIABLE, reliable, *self._group(model, arm))
+
+    def budgets(self, standings: Mapping[str, Standing]) -> None:
+        """How all budgets stand in their present windows."""
+        with self.together:
+            for declaration in (budgets.USED, budgets.SHARE):
+                self._registry.clear(declaration)  # of another source
+            for name, each in standings.items():
+                of = name, each.window
+                self._registry.set(budgets.USED, each.used_j, *of, each.source)
+                self._registry.set(budgets.LIMIT, each.limit_j, *of)
+                for bound, joules in (("least", each.least_j), ("known", each.used_j), ("most", each.most_j)):
+                    self._registry.set(budgets.SHARE, joules / each.limit_j, *of, bound, each.source)
 
     def host(self, energy_j: Mapping[Domain, float], *, paid: bool) -> None:
         """What the host spent while there were requests to pay it, or while there were none."""

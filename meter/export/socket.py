@@ -24,14 +24,15 @@ LINE_LIMIT_BYTES = 2 << 20
 UNREAD_LIMIT_BYTES = 1 << 20
 """A peer that leaves more answers unread gets no further ones."""
 
-AUDITS = "audits"
+AUDITS, BUDGETS = "audits", "budgets"
+"""Types of messages that name no receipt."""
 Send = Callable[[Mapping[str, object]], None]
 Answer = tuple[Mapping[str, object] | None, str | None]
 """The figure, or the reason why there is none."""
 
 
 class MiddlewareSocket:
-    """Listens on `path`. `announce(receipt_id, arm)`, `publish(receipt_id, public_id)`, `told(receipt_id, texts)` and
+    """Listens on `path`. `announce(receipt_id, arm, budgets)`, `publish(receipt_id, public_id)`, `told(receipt_id, texts)` and
     `wasted(receipt_id, waste)` are told of requests, `answer` is asked, once `ready`, which waits for what is known in a moment, lets it.
     `audits` is told what whoever makes audits says, and how to speak to it; `gone` that it left.
     """
@@ -40,7 +41,7 @@ class MiddlewareSocket:
         self,
         path: Path,
         *,
-        announce: Callable[[str, str], None],
+        announce: Callable[[str, str, tuple[str, ...] | None], None],
         publish: Callable[[str, str], None],
         told: Callable[[str, Mapping[str, Any]], None],
         wasted: Callable[[str, Waste], None],
@@ -60,6 +61,9 @@ class MiddlewareSocket:
         self._gone = gone
         self._auditors: dict[asyncio.StreamWriter, Send] = {}
         self._replies: set[asyncio.Task[None]] = set()
+        self._followers: set[asyncio.StreamWriter] = set()
+        """Servers that want to know how budgets stand."""
+        self._standings: Mapping[str, object] | None = None
         self._server: asyncio.Server | None = None
         self._connections: dict[asyncio.StreamWriter, asyncio.Task[None] | None] = {}
         self.dropped = 0
@@ -80,6 +84,12 @@ class MiddlewareSocket:
                 f"the socket {self._path} can't be made ({error.strerror or error})",
                 "set ETAMETER_RUN to a directory that you own",
             ) from error
+
+    def tell(self, standings: Mapping[str, tuple[str, int]]) -> None:
+        """Have servers know what is said of each budget, and when its window ends (s since 1970)."""
+        self._standings = {"type": BUDGETS, "told": standings}
+        for writer in self._followers:
+            self._send(writer, self._standings)
 
     async def stop(self) -> None:
         if self._server is not None:
@@ -104,6 +114,7 @@ class MiddlewareSocket:
             logger.warning("a server's connection ended: %s", error)
         finally:
             del self._connections[writer]
+            self._followers.discard(writer)
             writer.transport.abort()
             if writer in self._auditors:
                 self._gone(self._auditors.pop(writer))
@@ -117,9 +128,14 @@ class MiddlewareSocket:
         if kind == AUDITS:
             self._audits(message, self._auditors.setdefault(writer, partial(self._send, writer)))
             return
+        if kind == BUDGETS:
+            self._followers.add(writer)
+            if self._standings is not None:
+                self._send(writer, self._standings)
+            return
         receipt_id = message["receipt_id"]
         if kind == "open":
-            self._announce(receipt_id, str(message.get("arm")))
+            self._announce(receipt_id, str(message.get("arm")), _names(message.get("budgets")))
         elif kind == "text":
             self._told(receipt_id, message)
         elif kind == "waste":
@@ -160,7 +176,7 @@ class MiddlewareSocket:
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
-    """The message of a line, if it is one that names a receipt, or one of audits."""
+    """The message of a line, if it is one that names a receipt, or need not."""
     try:
         message = json.loads(line)
     except (ValueError, RecursionError):
@@ -168,7 +184,13 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
     if not isinstance(message, dict) or not isinstance(message.get("type"), str):
         return None
     named = message.get("receipt_id")
-    return message if message["type"] == AUDITS or (isinstance(named, str) and is_receipt_id(named)) else None
+    nameless = message["type"] in {AUDITS, BUDGETS}
+    return message if nameless or (isinstance(named, str) and is_receipt_id(named)) else None
+
+
+def _names(told: object) -> tuple[str, ...] | None:
+    """None where nothing is told."""
+    return tuple(name for name in told if isinstance(name, str)) if isinstance(told, list) else None
 
 
 def _same_user(peer: socket.socket) -> bool:

@@ -149,3 +149,32 @@ def test_places(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ETAMETER_RING_DIR", "/c")
     assert (config.socket_path(), config.ledger_path()) == (Path("/a/meter.sock"), Path("/b/ledger.db"))
     assert config.ring_path("e") == Path("/c/etameter-e.ring")
+
+
+def test_budgets_say_who_and_how_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    _write('[arms.terse]\n[budgets.team]\narms = ["terse", "other"]\nwh = 2.5\nwindow = "month"\n')
+    monkeypatch.setenv("ETAMETER_BUDGETS__TEAM__WINDOW", "hour")
+    team = config.load().budgets["team"]
+    assert (team.limit_j, team.window, team.arms) == (9000.0, "hour", {"terse", "other"})
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("wh = 1.0", "it should name arms or api_key_sha256"),
+        ('arms = ["entrace"]', "it should have joules or wh, and not both"),
+        ('arms = ["entrace"]\nwh = 1.0\njoules = 1.0', "it should have joules or wh, and not both"),
+        ('arms = ["entrace"]\nwh = 0.0', "it should be greater than 0"),
+        ('arms = ["entrace"]\nwh = inf', "it should be a finite number"),
+        ('arms = ["entrace"]\nwh = 1.0\nwindow = "year"', "it should be 'hour', 'day', 'week' or 'month'"),
+        (
+            'arms = ["x", "y"]\nwh = 1.0',
+            "it should name no arms that there aren't: x, y of team; there are audit, concise,",
+        ),
+        ('api_key_sha256 = ["sk-1234"]\nwh = 1.0', "it should match pattern"),
+        ('arms = ["entrace"]\nkwh = 1.0', "did you mean wh?"),
+    ],
+)
+def test_budgets_that_say_neither_are_refused(text: str, said: str) -> None:
+    _write(f"[budgets.team]\n{text}\n")
+    assert said in _complaint()

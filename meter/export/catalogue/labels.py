@@ -37,6 +37,9 @@ LABELS: Mapping[str, str] = {
     + ", ".join(f"`{least}`" for least in BATCHES)
     + ".",
     "board": "What the device calls itself, as `NVIDIA H100 80GB HBM3`.",
+    "bound": "`least`: what is so beyond doubt; `known`: what is most likely, and that requests are known to have taken; `most`: what may be, with joules of "
+    "which it isn't known whose they were.",
+    "budget": "As the configuration names it.",
     "category": "What kind of slack. By what an answer says, where texts are classified: "
     + ", ".join(f"`{category}`" for category in CATEGORIES)
     + ". By what became of it: "
@@ -74,5 +77,6 @@ LABELS: Mapping[str, str] = {
     "answers to fresh tasks. `fast_task`: the fast method's bound against that.",
     "unit": "That the factor is in.",
     "version": "Of etameter.",
+    "window": "Of the calendar, in UTC: `hour`, `day`, `week` or `month`.",
     "view": "`lenient_bound`: lenient η is at most this; `strict`, `lenient`: η itself, absent where the method gives a bound only.",
 }

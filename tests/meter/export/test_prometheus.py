@@ -16,6 +16,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 from prometheus_client.samples import Sample
 
+from etameter.budgets import Standing
 from etameter.costs import Costs
 from etameter.export.bounded import MAX_GROUPS
 from etameter.export.catalogue import CATALOGUE
@@ -113,6 +114,7 @@ def _filled(clock: _Clock) -> Metrics:
     covariance = np.diag(np.array([2.5, 0.0625, 0.001, 1e-08, 0.002, 1e-06, 0.0, 0.0, 0.0]) ** 2)
     fit = Costs(energy, covariance, np.zeros((2, 9)), 0.04, 300, 21_000_000, 2_000_000, ("a2_j", "d_j"), 0.0185)
     metrics.fitted(GPU, fit)
+    metrics.node("10.0.0.2:9431", error_ns=250_000)
     metrics.ring("engine-0", lost_records=4, torn_records=1)
     metrics.socket(dropped=2)
     metrics.backlog(dropped=1)
@@ -131,6 +133,7 @@ def _filled(clock: _Clock) -> Metrics:
     metrics.sampled("m", "entrace", "strict", Mean(0.5, 0.25, 12))
     metrics.audit_dropped("full")
     metrics.trusted("m", "entrace", reliable=True)
+    metrics.budgets({"team": Standing("day", 0, 100.0, 90.0, 10.0, 20.0, "simulated")})
     return metrics
 
 
@@ -172,6 +175,30 @@ def test_every_declared_metric_is_exposed_with_its_declared_labels(clock: _Clock
     assert labels_by_name == {declaration.name: set(declaration.labels) for declaration in CATALOGUE}
     assert {label for declaration in CATALOGUE for label in declaration.labels} == set(LABELS)
     assert [term for term in TERMS if f"`{term}`" not in LABELS["coefficient"]] == []
+
+
+def test_a_budget_is_told_with_what_is_beyond_doubt_and_of_one_source(clock: _Clock) -> None:
+    metrics = Metrics(models=("m",), arms=("entrace",), clock=clock)
+    metrics.budgets({"team": Standing("day", 0, 100.0, 80.0, 10.0, 20.0, "measured")})
+    metrics.budgets({"team": Standing("day", 0, 100.0, 90.0, 10.0, 20.0, "simulated")})
+    told = {each for each in metrics.render(None)[0].decode().splitlines() if each.startswith("etameter_budget")}
+    assert told == {
+        'etameter_budget_limit_joules{budget="team",window="day"} 100',
+        'etameter_budget_used_joules{budget="team",window="day",source="simulated"} 90',
+        'etameter_budget_used_ratio{budget="team",window="day",bound="least",source="simulated"} 0.8',
+        'etameter_budget_used_ratio{budget="team",window="day",bound="known",source="simulated"} 0.9',
+        'etameter_budget_used_ratio{budget="team",window="day",bound="most",source="simulated"} 1.2',
+    }
+
+
+def test_a_node_that_is_not_heard_is_down_and_its_clock_unknown(clock: _Clock) -> None:
+    metrics = Metrics(models=("m",), arms=("entrace",), clock=clock)
+    metrics.node("10.0.0.2:9431", error_ns=250_000)
+    assert _value(metrics, "etameter_node_up", node="10.0.0.2:9431") == 1
+    assert _value(metrics, "etameter_node_clock_error_seconds", node="10.0.0.2:9431") == 0.00025
+    metrics.node("10.0.0.2:9431", error_ns=math.nan)
+    assert _value(metrics, "etameter_node_up", node="10.0.0.2:9431") == 0
+    assert _value(metrics, "etameter_node_clock_error_seconds", node="10.0.0.2:9431") is None
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed (Debian: prometheus)")

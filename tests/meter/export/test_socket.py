@@ -27,7 +27,7 @@ class Meter(MiddlewareSocket):
         self.waiting: asyncio.Future[None] | None = None
         super().__init__(
             path,
-            announce=self._tell,
+            announce=lambda receipt_id, arm, budgets: self._tell(receipt_id, f"{arm} {budgets}" if budgets else arm),
             publish=self._tell,
             told=lambda receipt_id, message: self._tell(receipt_id, str(message["responses"])),
             wasted=self._tell,
@@ -64,6 +64,32 @@ def test_a_request_is_announced_published_and_answered(tmp_path: Path) -> None:
         await answer_in(5, link.ask(RECEIPT, None))
         assert meter.told == [(RECEIPT, "entrace"), (RECEIPT, "chatcmpl-1"), (RECEIPT, "abandoned")]
         await link.stop()
+        await meter.stop()
+
+    asyncio.run(main())
+
+
+def test_servers_that_ask_are_told_how_budgets_stand_until_they_go(tmp_path: Path) -> None:
+    async def main() -> None:
+        meter = Meter(tmp_path / "meter.sock")
+        await meter.start()
+        meter.tell({"team": ("said", 1)})  # nobody has asked
+        links = [MeterLink(tmp_path / "meter.sock", budgets=asks) for asks in (True, False)]
+        for link in links:
+            link.start()
+        links[0].opened(RECEIPT, "entrace", ["team"])
+        while not links[0]._standings:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+        assert links[0]._standings == {"team": ("said", 1.0)}  # at once, though it was told before
+        meter.tell({"team": ("again", 2)})
+        while links[0]._standings["team"][0] == "said":  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+        assert (links[1]._standings, meter.told) == ({}, [(RECEIPT, "entrace ('team',)")])
+        assert len(meter._followers) == 1
+        await links[0].stop()
+        while meter._followers:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+        await links[1].stop()
         await meter.stop()
 
     asyncio.run(main())
