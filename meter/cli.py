@@ -18,6 +18,7 @@ from .cli_facts import facts
 from .cli_history import history
 from .cli_nightly import nightly
 from .cli_proxy import proxy
+from .cli_sampler import sampler
 from .errors import ConfigError, CounterError, EngineError, EtameterError
 
 REGRESSION = 3
@@ -373,6 +374,7 @@ def play(
 
 
 app.command()(proxy)
+app.command()(sampler)
 app.command()(audits)
 app.command()(ab)
 app.command()(nightly)

@@ -84,6 +84,16 @@ class MeterSection(_Section):
         description="Give receipts (`/energy/…`) only to who bears this token, on the meter's port and the server's: `Authorization: Bearer TOKEN`. "
         "What etameter itself asks (`demo`, `ab`, `play`, `verify`) bears it where this is set; metrics, `top` and the live page show no receipts and want none.",
     )
+    nodes: tuple[Annotated[str, StringConstraints(pattern=r"^[^\s:/]+:[0-9]{1,5}$")], ...] = Field(
+        default=(),
+        description="Other machines of the engine, in the order of its workers, each as `HOST:PORT` of the `etameter sampler` that runs there. "
+        'In the environment as JSON: `["10.0.0.2:9431"]`.',
+    )
+    node_token: str | None = Field(
+        default=None,
+        pattern=r"^[!-~]{16,256}$",
+        description="What the meter and the samplers of other machines know each other by; the same on all of them. Needed where they aren't reached by the loopback address.",
+    )
     classify: bool = Field(
         default=False,
         description="Find slack in responses. The server then tells the meter what was asked and answered, over the socket that only their user can open; "

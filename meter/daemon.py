@@ -26,7 +26,7 @@ from etameter.budgets import LONGEST_S, Budgets
 from etameter.carbon import footprint_of
 from etameter.claims import Claims
 from etameter.classifier import Classifier, by_time
-from etameter.counters import Counter
+from etameter.counters import Counter, Described
 from etameter.counters.machine import open_counters
 from etameter.devices import Device
 from etameter.display import Display
@@ -52,6 +52,8 @@ from etameter.host import HostCounters, HostMeter
 from etameter.ledger import Ledger, RequestRow, Resume
 from etameter.locks import hold_lock
 from etameter.neighbours import foreign
+from etameter.nodes.node import Node, open_nodes
+from etameter.nodes.samplers import Samplers
 from etameter.readings import Found
 from etameter.recording import Recorder
 from etameter.records import Source, weakest
@@ -127,10 +129,15 @@ async def _run(
         held.enter_context(hold_lock(run_lock, f"runs on {socket}", "set ETAMETER_RUN to another directory"))
         ledger_lock = ledger.with_name(f"{ledger.name}.lock")
         held.enter_context(hold_lock(ledger_lock, f"writes the ledger {ledger}", "name another file with --ledger"))
-        counters = await open_counters(boards, settings.meter.allow_shared_gpu)
+        section = settings.meter
+        counters = await open_counters(boards, section.allow_shared_gpu, are_elsewhere=bool(section.nodes))
         for counter in counters:
             held.callback(counter.close)
-        await Meter(settings, rings, socket, counters, recording).run(stop)
+        own = [counter.gpu_uuid for counter in counters]
+        nodes = await asyncio.to_thread(open_nodes, section.nodes, section.node_token or "", own)
+        for node in nodes:
+            held.callback(node.stop)
+        await Meter(settings, rings, socket, counters, recording, nodes).run(stop)
     return came[0] if came else None
 
 
@@ -154,13 +161,16 @@ class Meter:
         socket: Path,
         counters: Sequence[Counter],
         recording: Path | None = None,
+        nodes: Sequence[Node] = (),
     ) -> None:
         """Simulated counters are one for each ring; any others are shared by the engines of all of them. A recording is of one."""
         assert recording is None or len(rings) == 1
         self._settings = settings
-        self._counters = counters
-        self._kind = counters[0].kind
-        self._limits_w = {each.gpu_uuid: each.power_limit_w() for each in counters}
+        self._counters: Sequence[Described] = [*counters, *(each for node in nodes for each in node.counters)]
+        self._devices = [Device.of(each) for each in counters]
+        self._devices += [Device.of(each, node.name) for node in nodes for each in node.counters]
+        self._kind = self._devices[0].kind
+        self._limits_w = {each.gpu_uuid: each.power_limit_w() for each in self._counters}
         self._ledger = Ledger(settings.ledger)  # written by one thread, because a disk may make it wait
         self._receipts = Ledger(settings.ledger, read_only=True)
         self._footprint = footprint_of(settings.footprint)
@@ -168,7 +178,7 @@ class Meter:
         self._metrics.built(version("etameter"))
         for each in counters:
             self._metrics.device(each.gpu_uuid, each.board_name, each.kind)
-        self._sampler = Sampler(counters, period_ns=int(settings.meter.poll_ms * 1e6))
+        self._samplers = Samplers(Sampler(counters, period_ns=int(settings.meter.poll_ms * 1e6)), nodes)
         self._claims = Claims(self)
         model = None if settings.eta.weights is None else fast.load(settings.eta.weights)
         self._classifier = Classifier(
@@ -196,10 +206,10 @@ class Meter:
         self._recording = recording
         self._engines: list[Engine] = []
         for place, ring in enumerate(rings):
-            own = counters[place : place + 1] if self._kind == "simulated" else counters
+            own = self._devices[place : place + 1] if self._kind == "simulated" else self._devices
             books = partial(self._open_books, own)
             self._engines.append(Engine(ring, books, self._receipts, self._engines))
-        self._display = Display(counters, self._sampler, self._engines, (*settings.arms, "unlabelled"))
+        self._display = Display(self._counters, self._samplers, self._engines, (*settings.arms, "unlabelled"))
         self._events = Events(partial(self._snapshot, whole=True), partial(self._snapshot, whole=False))
         self._host = HostMeter(HostCounters(packages=self._kind != "rapl"), time.monotonic_ns())
         self._unwritten = Unwritten()
@@ -227,7 +237,7 @@ class Meter:
         try:
             await self._socket.start()
             await self._listen(runner)
-            self._sampler.start()
+            self._samplers.start()
             writing = asyncio.create_task(self._keep_writing())
             tick = 0
             while not stop.is_set():
@@ -237,10 +247,10 @@ class Meter:
                 tick += 1
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(stop.wait(), TICK_S)
-                if writing.done() or not self._sampler.running:
+                if writing.done() or not self._samplers.running:
                     break
-            died = not self._sampler.running
-            self._sampler.stop()
+            died = not self._samplers.running
+            self._samplers.stop()
             self._stopping = True
             self._work.set()
             await writing
@@ -278,16 +288,15 @@ class Meter:
         """What a sum over all counters may claim."""
         return weakest(frozenset(counter.source for counter in self._counters))
 
-    def _open_books(self, counters: Sequence[Counter], resume: Resume) -> Accounts:
-        devices = [Device.of(each) for each in counters]
+    def _open_books(self, devices: Sequence[Device], resume: Resume) -> Accounts:
         accounts = (
             Accounts(devices, self._boot_id, resume)
             if self._recording is None
             else Recorder(self._recording, devices, self._boot_id, resume, about=self._about())
         )
-        for counter in counters:
+        for device in devices:
             # As the sampler last heard: to ask here would be to wait for a driver that stalls, or to end with one that fails.
-            accounts.timelines()[counter.gpu_uuid].power_limit_w = self._limits_w[counter.gpu_uuid]
+            accounts.timelines()[device.gpu_uuid].power_limit_w = self._limits_w[device.gpu_uuid]
         return accounts
 
     def _about(self) -> dict[str, object]:
@@ -303,11 +312,11 @@ class Meter:
         engine = self._engines[0]
         if isinstance(engine.accounts, Recorder):
             engine.accounts.close(
-                polls=self._sampler.polls,
-                missed_polls=self._sampler.missed_polls,
-                lateness_ns=self._sampler.lateness_ns,
-                worst_lateness_ns=self._sampler.worst_lateness_ns,
-                dropped_edges=self._sampler.dropped,
+                polls=self._samplers.own.polls,
+                missed_polls=self._samplers.own.missed_polls,
+                lateness_ns=self._samplers.own.lateness_ns,
+                worst_lateness_ns=self._samplers.own.worst_lateness_ns,
+                dropped_edges=self._samplers.own.dropped,
                 lost_records=engine.lost_records,
                 torn_records=engine.torn_records,
             )
@@ -315,7 +324,7 @@ class Meter:
     def _advance(self) -> None:
         """Take in what is new, settle what can be, write it down."""
         self._read_rings()
-        found, changes = self._sampler.drain(), self._sampler.changes()
+        found, changes = self._samplers.drain(), self._samplers.changes()
         self._limits_w |= {each.gpu_uuid: each.power_limit_w for each in changes if each.power_limit_w is not None}
         self._metrics.found(found)
         self._display.found(found, changes)
@@ -431,7 +440,7 @@ class Meter:
     def _look_after(self) -> None:
         for stay in self._host.read(time.monotonic_ns()):
             self._metrics.host(stay.energy_j, paid=bool(stay.request_ids))
-        sampler = self._sampler
+        sampler = self._samplers.own
         self._metrics.sampler(
             polls=sampler.polls,
             missed_polls=sampler.missed_polls,
@@ -440,8 +449,10 @@ class Meter:
             dropped=sampler.dropped,
         )
         of_gpu = {uuid: engine for engine in self._engines for uuid in engine.gpus}
-        processes, throttled = sampler.processes(), sampler.throttled()
-        for uuid, missed_edges in sampler.missed_edges().items():
+        for node in self._samplers.nodes:
+            self._metrics.node(node.name, error_ns=node.error_ns)
+        processes, throttled = self._samplers.processes(), self._samplers.throttled()
+        for uuid, missed_edges in self._samplers.missed_edges().items():
             header = of_gpu[uuid].header if uuid in of_gpu else None
             pids = processes[uuid]
             neighbours = foreign(pids, header.pid) if pids is not None and header is not None else None
@@ -525,11 +536,11 @@ class Meter:
         """Well while the sampler runs; what is not known yet is null."""
         headers = [engine.header for engine in self._engines]
         first = next((header for header in headers if header is not None), None)
-        return self._sampler.running, {
-            "status": "ok" if self._sampler.running else "sampler stopped",
+        return self._samplers.running, {
+            "status": "ok" if self._samplers.running else "sampler stopped",
             "source": self._source,
             "counter": self._kind,
-            "awaiting_first_edge": self._sampler.awaited(),
+            "awaiting_first_edge": self._samplers.awaited(),
             "engine": first.engine if first else None,
             "model": first.model if first else None,
             "engines": [

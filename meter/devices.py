@@ -1,9 +1,10 @@
 """Boards that are metered, and which of them an engine works on."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from etameter.counters import Counter
+from etameter.counters import Described
 from etameter.errors import EngineError
 from etameter.records import Source
 from etameter.serving.ring import RingHeader
@@ -30,20 +31,50 @@ class Device:
     """What its joules are those of: the board, the module with its CPU, or the package."""
     parts: tuple[str, ...] = ()
     """What engines may call it that see a part of it only."""
+    node: str = ""
+    """The other machine that it is in; empty for this one."""
 
     @staticmethod
-    def of(counter: Counter) -> "Device":
+    def of(counter: Described, node: str = "") -> "Device":
         """The one that a counter counts for."""
         about = counter.gpu_uuid, counter.kind, counter.source, counter.board_name
-        return Device(*about, counter.scope, counter.parts)
+        return Device(*about, counter.scope, counter.parts, node)
 
 
 def gpus_of(header: RingHeader, devices: Sequence[Device]) -> frozenset[str]:
     """The devices that the engine works on. A simulated board, or the machine's CPU packages, stand for whatever it names.
 
+    An engine that spans machines names the GPUs of its scheduler's alone. The others are those of the other nodes, all of them.
+
     Raises:
         EngineError: it works on others, or does not say on which.
     """
+    here = [device for device in devices if not device.node]
+    elsewhere = frozenset(device.gpu_uuid for device in devices if device.node)
+    wanted = workers_of(header) - len(header.gpu_uuids)
+    if elsewhere and wanted > 0:
+        own = _named(header, here) if header.gpu_uuids else frozenset()
+        if len(elsewhere) != wanted:
+            raise EngineError(
+                f"engine {header.engine} works on {wanted} GPUs of other machines, their samplers read {len(elsewhere)}",
+                "name in [meter] nodes all machines of this engine and no others, and let their samplers read its GPUs alone (--gpu)",
+            )
+        return own | elsewhere
+    return _named(header, here)
+
+
+def workers_of(header: RingHeader) -> int:
+    """How many GPUs the engine works on, on however many machines."""
+    sizes = (header.details.get(name, 1) for name in ("tensor_parallel_size", "pipeline_parallel_size"))
+    return math.prod(size for size in sizes if isinstance(size, int))
+
+
+def in_order(header: RingHeader, devices: Sequence[Device]) -> list[str]:
+    """The GPUs of the engine in the order of its workers, as far as it is known: its own machine's first, then those of the others in theirs."""
+    return [*header.gpu_uuids, *(device.gpu_uuid for device in devices if device.node)]
+
+
+def _named(header: RingHeader, devices: Sequence[Device]) -> frozenset[str]:
     read = frozenset(device.gpu_uuid for device in devices)
     split = {bare(part): device.gpu_uuid for device in devices for part in device.parts}
     engines = {split.get(bare(named), named) for named in header.gpu_uuids}

@@ -6,13 +6,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import version
 
 from etameter.accounts import Batch
-from etameter.counters import Counter
+from etameter.counters import Described
 from etameter.engine import Engine
 from etameter.export.live import Board, Live, Sampling, Sensor, Serving
 from etameter.ledger import RequestRow
 from etameter.neighbours import foreign
+from etameter.nodes.samplers import Samplers
 from etameter.records import Conditions, Finding
-from etameter.sampler import Sampler
 from etameter.slack.reading import Reading
 
 SHOWN_RUNNING = 64
@@ -25,10 +25,10 @@ class Display:
     """Belongs to the meter's event loop."""
 
     def __init__(
-        self, counters: Sequence[Counter], sampler: Sampler, engines: Sequence[Engine], arms: Iterable[str]
+        self, counters: Sequence[Described], samplers: Samplers, engines: Sequence[Engine], arms: Iterable[str]
     ) -> None:
         """`engines` may grow."""
-        self._sampler = sampler
+        self._samplers = samplers
         self._engines = engines
         boards = [Board(each.gpu_uuid, each.board_name, each.kind, each.source) for each in counters]
         self._live = Live(boards, arms, version("etameter"), time.monotonic_ns(), time.time())
@@ -91,7 +91,7 @@ class Display:
                 )
 
     def _sensors(self) -> Iterator[tuple[str, Sensor]]:
-        missed, processes = self._sampler.missed_edges(), self._sampler.processes()
+        missed, processes = self._samplers.missed_edges(), self._samplers.processes()
         of_gpu = {uuid: engine for engine in self._engines for uuid in engine.gpus}
         for uuid, missed_edges in missed.items():
             engine = of_gpu.get(uuid, self._engines[0])
@@ -115,7 +115,7 @@ class Display:
             )
 
     def _sampling(self, dropped_messages: int) -> Sampling:
-        sampler = self._sampler
+        sampler = self._samplers.own
         return Sampling(
             polls=sampler.polls,
             missed_polls=sampler.missed_polls,

@@ -28,6 +28,10 @@ class EngineError(EtameterError):
     """The inference server can't be started or used."""
 
 
+class NodeError(EtameterError):
+    """The sampler of another machine can't be reached or trusted, or this one can't be read from another."""
+
+
 class MeterBusy(EtameterError):
     """Another meter already owns the socket or the port."""
 

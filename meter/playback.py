@@ -18,14 +18,13 @@ from etameter.recording import (
     EVENTS,
     FORMAT,
     MANIFEST,
-    SENSED,
     VERSION,
     RecordingError,
     bare_row,
     outcome,
     receipt_name,
 )
-from etameter.records import Balance, Conditions, RequestEnergy, RequestRecord
+from etameter.records import SENSED, Balance, Conditions, RequestEnergy, RequestRecord
 from etameter.serving.ring import Dispatch, Done, Finish, Introduction, Lost, Record, RingHeader, pair_table
 
 OF_DEMO = Path(__file__).parent / "recordings" / "demo.zip"

@@ -28,14 +28,7 @@ from etameter.devices import Device
 from etameter.errors import EtameterError
 from etameter.ledger import RequestRow, Resume, resume_text
 from etameter.recorded_rows import RecordedRows
-from etameter.records import (
-    Conditions,
-    Edge,
-    Finding,
-    ReadFailure,
-    Standstill,
-    receipt_id_of,
-)
+from etameter.records import SENSED_AS, Conditions, Finding, receipt_id_of
 from etameter.serving.ring import (
     Dispatch,
     Done,
@@ -51,13 +44,6 @@ VERSION = 1
 MANIFEST, EVENTS = "manifest.json", "events.jsonl"
 _SIBLING = re.compile(r"^\d+_")
 _RECEIPT_TAIL = 1 + 32 + 8  # "-<receipt id><8 hex digits>"
-SENSED: Mapping[str, Callable[..., Finding | Conditions]] = {
-    "edge": Edge,
-    "failure": ReadFailure,
-    "standstill": Standstill,
-    "conditions": Conditions,
-}
-_TAGS = {kind: tag for tag, kind in SENSED.items()}
 
 
 def receipt_name(receipt_id: str) -> str:
@@ -141,7 +127,7 @@ class Recorder(Accounts):
         items = list(items)
         self._note_limits()
         for item in items:
-            self._write(_TAGS[type(item)], *astuple(item))
+            self._write(SENSED_AS[type(item)], *astuple(item))
         super().found(items)
 
     def changed(self, changes: Iterable[Conditions]) -> None:

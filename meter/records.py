@@ -5,7 +5,7 @@ millijoules (``_mj``), everything behind the timeline is joules (``_j``).
 """
 
 import re
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -53,7 +53,15 @@ class Standstill:
     t_ns: int
 
 
-Finding = Edge | ReadFailure | Standstill
+@dataclass(frozen=True, slots=True)
+class Reboot:
+    """By `t_ns` the counter's machine had started anew: what the counter shows from now on began at zero, even where it is more than before."""
+
+    gpu_uuid: str
+    t_ns: int
+
+
+Finding = Edge | ReadFailure | Standstill | Reboot
 """What a sampler finds out about a counter."""
 
 
@@ -66,6 +74,17 @@ class Conditions:
     values: tuple[Hashable, ...]
     power_limit_w: float | None = None
     """The limit that is enforced now, where the board tells."""
+
+
+SENSED: Mapping[str, Callable[..., Finding | Conditions]] = {
+    "edge": Edge,
+    "failure": ReadFailure,
+    "standstill": Standstill,
+    "reboot": Reboot,
+    "conditions": Conditions,
+}
+"""By the words that they have in recordings and between machines."""
+SENSED_AS = {kind: word for word, kind in SENSED.items()}
 
 
 @dataclass(frozen=True, slots=True)

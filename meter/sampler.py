@@ -182,6 +182,8 @@ class Sampler:
         start_ns = time.monotonic_ns()
         for watch in self._watches:
             watch.read_ns = start_ns
+        if not self._watches:  # this machine has none, another has
+            self._stopping.wait()
         while self._watches and not self._stopping.is_set():
             watch = min(self._watches, key=lambda each: each.read_ns)
             wait_s = (watch.read_ns - time.monotonic_ns()) * 1e-9

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice, pairwise
 
-from etameter.records import Edge, Finding, Interval, ReadFailure, Standstill
+from etameter.records import Edge, Finding, Interval, ReadFailure, Reboot, Standstill
 
 MISSED_PERIODS = 5
 """After so many update periods without a change the counter is taken to be frozen, or the readings to be missing."""
@@ -109,6 +109,7 @@ class Timeline:
         self._unseen = 1 - seen
         self._start = self._last = last_edge
         self._unread = last_edge is not None
+        self._rebooted = False
         self._cause: str | None = None
         self._distances_ns: deque[int] = deque(maxlen=MOST_DISTANCES)
         self._closed: list[Interval] = []
@@ -144,6 +145,9 @@ class Timeline:
             if self._too_long_ns:
                 self._go_without(found.t_ns, "stale", self._too_long_ns)
             return
+        if isinstance(found, Reboot):
+            self._rebooted = self._last is not None
+            return
         start, last = self._start, self._last
         if start is None or last is None:
             self._start = self._last = found
@@ -152,7 +156,8 @@ class Timeline:
             return
         if found.t_ns <= last.t_ns:
             raise ValueError(f"an edge at {found.t_ns} ns does not follow the one at {last.t_ns} ns")
-        if found.energy_mj < last.energy_mj:
+        if found.energy_mj < last.energy_mj or self._rebooted:
+            self._rebooted = False
             self._reset(start, last, found)
         else:
             self._advance(start, last, found)

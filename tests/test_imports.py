@@ -50,7 +50,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"etameter.host", "etameter.carbon"}),
     frozenset({"etameter.export", "etameter.ledger", "etameter.locks", "etameter.neighbours", "etameter.sampler"})
     | {"etameter.answers", "etameter.archived", "etameter.claims", "etameter.classifier", "etameter.readings"}
-    | {"etameter.auditing", "etameter.audits", "etameter.spent"},
+    | {"etameter.auditing", "etameter.audits", "etameter.nodes", "etameter.spent"},
     frozenset({"etameter.accounts", "etameter.books", "etameter.devices", "etameter.joules", "etameter.ranks"}),
     frozenset({"etameter.unwritten"}),
     frozenset({"etameter.engine", "etameter.recorded_rows", "etameter.recording", "etameter.playback"}),
@@ -88,6 +88,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "etameter.cli_nightly",
             "etameter.cli_history",
             "etameter.cli_facts",
+            "etameter.cli_sampler",
         }
     ),
     frozenset({"etameter.__main__", "etameter"}),  # the package's own door opens on `inline`
@@ -120,6 +121,7 @@ PURE = frozenset(
     | {"arithmetic", "arithmetic.constraint", "arithmetic.formulas", "arithmetic.inference", "arithmetic.measured"}
     | {"arithmetic.economics", "arithmetic.page"}
     | {"arithmetic.machine", "arithmetic.photons", "arithmetic.report", "arithmetic.rows", "units"}
+    | {"nodes.address", "nodes.clock", "nodes.wire"}
     | {"timeline", "unwritten", "work", "export.figures", "export.live", "export.traces"}
     | {
         "prompts.across",

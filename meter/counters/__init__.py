@@ -12,12 +12,8 @@ Kind = Literal["nvml", "power", "rapl", "simulated"]
 """``power``: no counter, but power readings of NVML that are integrated."""
 
 
-class Counter(Protocol):
-    """A cumulative energy counter of one device, as its driver publishes it.
-
-    The value stands still between two updates of the driver and only ever grows; when it goes down it was reset.
-    Reads may come from a thread of their own, but never from two threads at once.
-    """
+class Described(Protocol):
+    """What is known of a device without reading its counter, be it of this machine or of another."""
 
     @property
     def gpu_uuid(self) -> str:
@@ -39,6 +35,17 @@ class Counter(Protocol):
 
     @property
     def source(self) -> Source: ...
+
+    def power_limit_w(self) -> float | None:
+        """The power that the device is held to, in watts; None where it is not known. Raises CounterError."""
+
+
+class Counter(Described, Protocol):
+    """A cumulative energy counter of one device, as its driver publishes it.
+
+    The value stands still between two updates of the driver and only ever grows; when it goes down it was reset.
+    Reads may come from a thread of their own, but never from two threads at once.
+    """
 
     @property
     def blur_ns(self) -> int:
@@ -62,9 +69,6 @@ class Counter(Protocol):
 
     def throttled(self) -> bool | None:
         """Whether heat or a power brake holds the device back, not merely its power cap; None where it doesn't tell. Raises CounterError."""
-
-    def power_limit_w(self) -> float | None:
-        """The power that the device is held to, in watts; None where it is not known. Raises CounterError."""
 
     def processes(self) -> tuple[int, ...] | None:
         """The processes that compute on the device, by the driver's numbers; None where it doesn't tell. Raises CounterError."""

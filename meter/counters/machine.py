@@ -13,10 +13,16 @@ BOARD_WAIT_S = 10.0
 _POLL_S = 0.05
 
 
-async def open_counters(boards: Sequence[Path], allow_shared_gpu: bool = False) -> Sequence[Counter]:  # noqa: FBT001, FBT002  # the option's name
+async def open_counters(
+    boards: Sequence[Path],
+    allow_shared_gpu: bool = False,  # noqa: FBT001, FBT002  # the option's name
+    *,
+    are_elsewhere: bool = False,
+) -> Sequence[Counter]:
     """The counters of this machine: the simulated boards that publish at `boards`, else NVML, else (where no NVML library exists) RAPL.
 
-    GPUs that are split by MIG are metered as a whole where `allow_shared_gpu`, as `source=shared`.
+    GPUs that are split by MIG are metered as a whole where `allow_shared_gpu`, as `source=shared`. Where GPUs `are_elsewhere`, this machine need not
+    have any: then there are none.
 
     Raises:
         CounterError: none, or one that fails. A library that is there and fails is never passed over.
@@ -26,6 +32,8 @@ async def open_counters(boards: Sequence[Path], allow_shared_gpu: bool = False) 
     try:
         return nvml.discover(allow_shared=allow_shared_gpu)
     except CounterError as error:
+        if are_elsewhere and error.cause in {"library_missing", "no_gpu"}:
+            return []
         if error.cause != "library_missing":
             raise
         packages = rapl.discover()

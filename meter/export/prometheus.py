@@ -72,6 +72,7 @@ class Metrics:
         self._groups = Groups(models, arms)
         self._devices = Bounded(MAX_DEVICES)
         self._engines = Bounded(MAX_DEVICES)
+        self._nodes = Bounded(MAX_DEVICES)
         self._failures = Bounded(MAX_DEVICES)
         self._clock = clock
         self._windows: dict[tuple[str, str, str, Source], Window] = {}
@@ -297,6 +298,12 @@ class Metrics:
         self._registry.advance(health.SAMPLER_LATENESS, lateness_ns / 1e9)
         self._registry.advance(health.SAMPLER_CPU, cost_ns / 1e9)
         self._registry.advance(health.SAMPLER_DROPPED, dropped)
+
+    def node(self, name: str, *, error_ns: float) -> None:
+        """Another machine: how far its clock may be off, NaN while nothing is heard of it."""
+        node = self._nodes.admit(name)
+        self._registry.set(devices.NODE_UP, 0 if math.isnan(error_ns) else 1, node)
+        self._registry.set(devices.NODE_CLOCK_ERROR, error_ns / 1e9, node)
 
     def counter(self, gpu_uuid: str, *, resets: int, period_ns: int | None) -> None:
         """What the timeline knows of a device's counter: resets so far, and its update period."""

@@ -97,3 +97,17 @@ NEIGHBOURS = Declaration(
     ("gpu_uuid",),
     "Processes on the device that aren't the engine's. Absent where it can't be told, as inside of most containers.",
 )
+NODE_UP = Declaration(
+    "etameter_node_up",
+    "gauge",
+    "0 or 1",
+    ("node",),
+    "1 while the sampler of the other machine is heard; while it isn't, its GPUs' energy is `readings_missing`.",
+)
+NODE_CLOCK_ERROR = Declaration(
+    "etameter_node_clock_error_seconds",
+    "gauge",
+    "seconds",
+    ("node",),
+    "How far an instant by the other machine's clock may be off here: it is in the error of every figure. Absent while nothing is heard of it.",
+)

@@ -66,6 +66,7 @@ LABELS: Mapping[str, str] = {
     "need": "`required`: asked for, or needed to use what was; `optional`: informs, but nobody asked; `slack`: neither; `unclassified`: the judge "
     "contradicts itself, or its label can't be read.",
     "model_name": f"The served model; else `{OTHER}`.",
+    "node": "Another machine of an engine, as the configuration names it.",
     "outcome": "Of `deep`, `agreed`: the judge found what the fast method had; `judged`: it found otherwise. Of `task`, `correct` or `wrong`, as its "
     "checker says. `failed`: nothing came of it.",
     "paid_by": "`requests`: split equally among those that were worked on at the time; `nobody`: there was none.",

@@ -191,16 +191,6 @@ def test_a_budget_is_told_with_what_is_beyond_doubt_and_of_one_source(clock: _Cl
     }
 
 
-def test_a_node_that_is_not_heard_is_down_and_its_clock_unknown(clock: _Clock) -> None:
-    metrics = Metrics(models=("m",), arms=("entrace",), clock=clock)
-    metrics.node("10.0.0.2:9431", error_ns=250_000)
-    assert _value(metrics, "etameter_node_up", node="10.0.0.2:9431") == 1
-    assert _value(metrics, "etameter_node_clock_error_seconds", node="10.0.0.2:9431") == 0.00025
-    metrics.node("10.0.0.2:9431", error_ns=math.nan)
-    assert _value(metrics, "etameter_node_up", node="10.0.0.2:9431") == 0
-    assert _value(metrics, "etameter_node_clock_error_seconds", node="10.0.0.2:9431") is None
-
-
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed (Debian: prometheus)")
 def test_promtool_accepts_it(clock: _Clock) -> None:
     body, _ = _filled(clock).render(None)
@@ -589,3 +579,13 @@ def test_reliability_that_is_not_known_is_absent(clock: _Clock) -> None:
     metrics.reliability("m", "entrace", "fast", Trust(3, None, None, None))
     metrics.trusted("m", "entrace", reliable=None)
     assert told() == (None, None, None, None)
+
+
+def test_a_node_that_is_not_heard_is_down_and_its_clock_unknown(clock: _Clock) -> None:
+    metrics = Metrics(models=("m",), arms=("entrace",), clock=clock)
+    metrics.node("10.0.0.2:9431", error_ns=250_000)
+    assert _value(metrics, "etameter_node_up", node="10.0.0.2:9431") == 1
+    assert _value(metrics, "etameter_node_clock_error_seconds", node="10.0.0.2:9431") == 0.00025
+    metrics.node("10.0.0.2:9431", error_ns=math.nan)
+    assert _value(metrics, "etameter_node_up", node="10.0.0.2:9431") == 0
+    assert _value(metrics, "etameter_node_clock_error_seconds", node="10.0.0.2:9431") is None

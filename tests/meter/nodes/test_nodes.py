@@ -1,0 +1,195 @@
+"""One engine over several machines, each a process with its own GPU, clock and boot; the meter is the real one, and so are the samplers."""
+
+import json
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from etameter.errors import NodeError
+from etameter.ledger import Ledger
+from etameter.nodes.node import Node, open_nodes
+from etameter.serving.ring import RingWriter
+from tests.meter.nodes.cluster import TOKEN, Cable, Machine, knows_its_engine, machines, metering, spread_engine
+from tests.meter.test_daemon import Meter, free_port, lit_board, serve_one, until
+from tests.meter.test_faults import OTHER, another, assert_sound, metric, more_intervals, settled, unassigned_j
+from tests.simnvml.board import Board
+
+pytestmark = pytest.mark.unit
+
+OWN_W = 250.0
+
+
+@contextmanager
+def engine_of_three(
+    directory: Path, cables: dict[int, Cable] | None = None, ppm: int = 0
+) -> Iterator[tuple[Board, Meter, RingWriter, list[Machine]]]:
+    """A meter with a GPU of its own and two other machines, that has settled a request."""
+    with lit_board(directory, OWN_W) as board, machines(directory, 2, ppm=ppm) as nodes:
+        ports = [nodes[0].port, nodes[1].port]
+        for number, cable in (cables or {}).items():
+            ports[number] = cable.port
+        with metering(directory, board, ports) as meter, spread_engine(directory, [board.uuid()], 3) as ring:
+            knows_its_engine(meter, 3)
+            serve_one(ring)
+            until(meter.settled)
+            yield board, meter, ring, nodes
+
+
+def balances(directory: Path, gpu_uuid: str) -> list[tuple[int, int, float, dict[str, float]]]:
+    ledger = Ledger(directory / "ledger.db", read_only=True)
+    try:
+        rows = ledger._db.execute(
+            "SELECT start_ns, end_ns, measured_j, unattributed FROM balances WHERE gpu_uuid = ? ORDER BY end_ns",
+            (gpu_uuid,),
+        ).fetchall()
+    finally:
+        ledger.close()
+    return [(start_ns, end_ns, measured_j, json.loads(causes)) for start_ns, end_ns, measured_j, causes in rows]
+
+
+def mean_w(directory: Path, gpu_uuid: str) -> float:
+    rows = balances(directory, gpu_uuid)
+    return sum(measured_j for _, _, measured_j, _ in rows) / ((rows[-1][1] - rows[0][0]) * 1e-9)
+
+
+def test_requests_pay_on_every_machine_and_each_balances(tmp_path: Path) -> None:
+    with engine_of_three(tmp_path, ppm=300) as (board, meter, ring, nodes):
+        seconds = another(ring, 20, steps=60)
+        until(lambda: settled(meter, OTHER))
+        watts = OWN_W + nodes[0].power_w + nodes[1].power_w
+        assert meter.energy(OTHER)["energy_joules"] == pytest.approx(watts * seconds, rel=0.15)
+        assert {"readings_missing", "stale"}.isdisjoint(meter.totals().unattributed_j_by_cause)
+        assert_sound(meter)
+        for uuid, power_w in ((board.uuid(), OWN_W), *((node.uuid, node.power_w) for node in nodes)):
+            assert mean_w(tmp_path, uuid) == pytest.approx(power_w, rel=0.1), "its own joules, by the clock here"
+        samples = meter.samples()
+        errors_s = [value for name, value in samples.items() if name.startswith("etameter_node_clock_error_seconds")]
+        assert len(errors_s) == 2
+        assert all(0 < error_s < 0.1 for error_s in errors_s)
+        assert metric(meter, "etameter_node_up") == 2
+
+
+def test_a_node_that_is_killed_leaves_a_gap_of_its_own_and_nothing_else_moves(tmp_path: Path) -> None:
+    with engine_of_three(tmp_path) as (board, meter, ring, nodes):
+        lost, other = nodes
+        lost.kill()
+        killed_ns = time.monotonic_ns()
+        until(lambda: metric(meter, "etameter_node_up") == 1)
+        another(ring, 20, steps=60)
+        until(lambda: settled(meter, OTHER))
+        assert meter.energy(OTHER)["energy_joules"] > 0, "what the others measured is charged"
+        lost.start()
+        until(lambda: metric(meter, "etameter_node_up") == 2)
+        back_ns = time.monotonic_ns()
+        until(lambda: balances(tmp_path, lost.uuid)[-1][1] > back_ns + 10**9)
+        gap = [row for row in balances(tmp_path, lost.uuid) if killed_ns < row[1] < back_ns]
+        assert gap
+        assert all(set(causes) <= {"readings_missing", "reset"} for _, _, _, causes in gap)
+        for uuid in (board.uuid(), other.uuid):
+            assert unassigned_j(meter, "readings_missing", uuid) == unassigned_j(meter, "reset", uuid) == 0
+        assert any('cause="node_lost"' in name for name in meter.samples())
+        assert_sound(meter)
+
+
+def test_a_node_back_from_a_boot_counts_from_zero_though_its_counter_shows_more(tmp_path: Path) -> None:
+    with engine_of_three(tmp_path) as (_, meter, _, nodes):
+        lost = nodes[0]
+        lost.kill()
+        until(lambda: metric(meter, "etameter_node_up") == 1)
+        measured_j = sum(row[2] for row in balances(tmp_path, lost.uuid))
+        lost.board.gpus[0].base_mj += 1_000_000_000  # the counter of the new boot is ahead of the old one's
+        lost.start()
+        until(lambda: metric(meter, "etameter_gpu_energy_resets_total") == 1)
+        more_intervals(meter)
+        until(lambda: balances(tmp_path, lost.uuid)[-1][1] > time.monotonic_ns() - 10**9)
+        assert sum(row[2] for row in balances(tmp_path, lost.uuid)) < measured_j + 10_000
+        assert_sound(meter)
+
+
+def test_a_partition_leaves_the_joules_of_the_gap_unattributed_and_heals(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        (node,) = stack.enter_context(machines(tmp_path, 1))
+        cable = stack.enter_context(closing(Cable(node.port)))
+        board = stack.enter_context(lit_board(tmp_path, OWN_W))
+        meter = stack.enter_context(metering(tmp_path, board, [cable.port]))
+        ring = stack.enter_context(spread_engine(tmp_path, [board.uuid()], 2))
+        knows_its_engine(meter, 2)
+        serve_one(ring)
+        until(meter.settled)
+        cut_ns = time.monotonic_ns()
+        cable.cut()
+        until(lambda: metric(meter, "etameter_node_up") == 0)
+        another(ring, 20, steps=60)
+        until(lambda: settled(meter, OTHER))
+        cable.heal()
+        until(lambda: metric(meter, "etameter_node_up") == 1)
+        healed_ns = time.monotonic_ns()
+        until(lambda: balances(tmp_path, node.uuid)[-1][1] > healed_ns + 10**9)
+        gap_j = node.power_w * (healed_ns - cut_ns) * 1e-9
+        assert unassigned_j(meter, "readings_missing", node.uuid) == pytest.approx(gap_j, rel=0.25)
+        assert mean_w(tmp_path, node.uuid) == pytest.approx(node.power_w, rel=0.1), "no joule is lost"
+        assert unassigned_j(meter, "readings_missing", board.uuid()) == 0
+        assert metric(meter, "etameter_gpu_energy_resets_total") == 0
+        assert_sound(meter)
+
+
+@pytest.mark.slow
+def test_a_sampler_that_hangs_is_lost_until_it_goes_on(tmp_path: Path) -> None:
+    with engine_of_three(tmp_path) as (_, meter, ring, nodes):
+        process = nodes[0].process
+        assert process is not None
+        process.send_signal(signal.SIGSTOP)
+        until(lambda: metric(meter, "etameter_node_up") == 1)
+        another(ring, 20)
+        process.send_signal(signal.SIGCONT)
+        until(lambda: metric(meter, "etameter_node_up") == 2)
+        until(lambda: settled(meter, OTHER))
+        until(lambda: unassigned_j(meter, "readings_missing", nodes[0].uuid) > 0)
+        assert_sound(meter)
+
+
+def test_a_meter_that_is_killed_goes_on_with_all_machines(tmp_path: Path) -> None:
+    with (
+        lit_board(tmp_path, OWN_W) as board,
+        machines(tmp_path, 1) as (node,),
+        spread_engine(tmp_path, [board.uuid()], 2) as ring,
+    ):
+        with metering(tmp_path, board, [node.port]) as meter:
+            knows_its_engine(meter, 2)
+            serve_one(ring)
+            until(meter.settled)
+            meter.process.kill()
+            meter.process.wait()
+        with metering(tmp_path, board, [node.port]) as meter:
+            knows_its_engine(meter, 2)
+            another(ring, 20)
+            until(lambda: settled(meter, OTHER))
+            assert settled(meter)
+            assert meter.totals().requests == 2, "none is lost, none is doubled"
+            assert_sound(meter)
+
+
+def test_who_has_another_token_is_refused_on_either_side(tmp_path: Path) -> None:
+    with machines(tmp_path, 1) as (node,):
+        with pytest.raises(NodeError, match="has another token than this meter: give both the same"):
+            Node(f"127.0.0.1:{node.port}", "another-token-of-the-test").open(5)
+        assert "somebody without the token was refused" in node.log.read_text()
+        found = Node(f"127.0.0.1:{node.port}", TOKEN)
+        found.open(5)
+        assert [each.gpu_uuid for each in found.counters] == [node.uuid]
+        assert found.counters[0].source == "simulated"
+        found.stop()
+        with pytest.raises(NodeError, match=f"{node.uuid} is read by 127.0.0.1:{node.port} and by another"):
+            open_nodes([f"127.0.0.1:{node.port}"], TOKEN, [node.uuid])
+
+
+def test_a_machine_that_does_not_answer_is_named() -> None:
+    node = Node(f"127.0.0.1:{free_port()}", TOKEN)
+    with pytest.raises(
+        NodeError, match=rf"no sampler answers at {node.name} .*: start `etameter sampler --listen` there"
+    ):
+        node.open(0.3)
