@@ -132,6 +132,7 @@ def killed(metered: Metered) -> Killed:
             """Tokens of both, of which neither may end before the engine does."""
             ended = [answer for answer in (streamed, whole) if answer.done()]
             assert not ended, [answer.result() for answer in ended]
+            assert "goes on unmetered" not in server.output.read_text()
             own = [account for account in server.log.accounts() if account.request_id not in earlier]
             return [sum(account.decode) for account in own if account.reason is None]
 

@@ -1,7 +1,8 @@
 """The ids of requests that their clients know.
 
 A receipt id opens the receipt to whoever has it, so it is told to the client alone. Exemplars, the live page and the meter's own port name a
-request by the id that vLLM answers with instead.
+request by the id that vLLM answers with instead. Clients may choose that: what is not of a form that is drawn at random may be guessed, and opens
+nothing; nor does an id that two requests had.
 """
 
 import re
@@ -16,6 +17,11 @@ ROOM: Final = 64
 """Characters of an id; of all that an exemplar says, OpenMetrics allows 128."""
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/+=-]*")
+_DRAWN = re.compile(
+    r"(?:[a-z]+-)?(?:(?=\d*[A-Za-z])(?:[0-9a-f]{16}|[A-Za-z0-9]{29,})|[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12})"
+)
+"""What servers name a request by, `chatcmpl-` or the like before it: vLLM by 16 hexadecimal digits, others by 29 characters or more, gateways by a UUID of version 4. What has decimal digits only may count, or be a time."""
+_NOBODYS: Final = ""
 
 
 def printable(public_id: str | None) -> str | None:
@@ -53,12 +59,12 @@ class PublicIds:
 
     def _name(self, receipt_id: str, public_id: str) -> None:
         name = printable(public_id)
-        if name is not None:
-            self._ended[name] = receipt_id  # clients may choose ids, and choose one twice: the latest counts
+        if name is not None and _DRAWN.fullmatch(name):
+            self._ended[name] = receipt_id if self._ended.get(name, receipt_id) == receipt_id else _NOBODYS
             self._ended.move_to_end(name)
             if len(self._ended) > REMEMBERED:
                 self._ended.popitem(last=False)
 
     def receipt_of(self, name: str) -> str | None:
-        """The receipt id of an ended request, by what of its public id is shown."""
-        return self._ended.get(name)
+        """The receipt id of an ended request, by what of its public id is shown; None where that may be another's."""
+        return self._ended.get(name) or None
