@@ -12,7 +12,9 @@ from etameter.dashboards.panels import DATASOURCE, Panel, banner
 
 TAG = "etameter"
 ALL = models.VariableOption(selected=True, text="All", value="$__all")
-VARIABLES = (
+Variables = Sequence[tuple[str, str, str]]
+"""Names, labels, and the queries that tell their values."""
+VARIABLES: Variables = (
     ("model", "Model", "label_values(etameter_energy_joules_total, model_name)"),
     ("arm", "Arm", "label_values(etameter_energy_joules_total, arm)"),
     ("gpu", "GPU", "label_values(etameter_gpu_energy_joules_total, gpu_uuid)"),
@@ -29,8 +31,17 @@ DEVICE = f'{GPU}, source=~"$source"'
 """What selects the figures of a device."""
 
 
-def board(uid: str, title: str, description: str, panels: Sequence[Panel], *, since: str = "now-30m") -> dict[str, Any]:
-    """What Grafana imports."""
+def board(
+    uid: str,
+    title: str,
+    description: str,
+    panels: Sequence[Panel],
+    *,
+    since: str = "now-30m",
+    variables: Variables = VARIABLES,
+    devices: str = "etameter_gpu_energy_joules_total",
+) -> dict[str, Any]:
+    """What Grafana imports. The banner names the sources of `devices`, a metric."""
     made = dashboard.Dashboard(title).uid(uid).description(description).tags([TAG]).time(since, "now").refresh("10s")
     made = made.tooltip(models.DashboardCursorSync.CROSSHAIR).timezone("browser").editable()
     made = made.link(
@@ -41,13 +52,13 @@ def board(uid: str, title: str, description: str, panels: Sequence[Panel], *, si
         .include_vars(True)
     )
     made = made.with_variable(dashboard.DatasourceVariable("datasource").label("Data source").type("prometheus"))
-    for name, label, asked in VARIABLES:
+    for name, label, asked in variables:
         variable = dashboard.QueryVariable(name).label(label).query(asked).datasource(DATASOURCE)
         variable = variable.refresh(models.VariableRefresh.ON_TIME_RANGE_CHANGED).sort(
             models.VariableSort.ALPHABETICAL_ASC
         )
         made = made.with_variable(variable.multi(True).include_all(True).all_value(".*").current(ALL))
-    for panel in (banner(), *panels):
+    for panel in (banner(devices), *panels):
         made = made.with_panel(panel)
     tree: dict[str, Any] = _without_nulls(json.loads(json.dumps(made.build(), cls=JSONEncoder)))
     for number, drawn in enumerate(tree["panels"], start=1):

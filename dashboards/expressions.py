@@ -16,7 +16,7 @@ from etameter.export.catalogue import CATALOGUE
 
 RULES = Path(__file__).parent / "rules"
 OF_PROMETHEUS = frozenset({"up", "ALERTS"})
-OF_TARGETS = frozenset({"job", "instance", "environment", "le"})
+OF_TARGETS = frozenset({"cluster", "node", "job", "instance", "environment", "le"})
 """Labels that every metric may have, whoever scrapes it."""
 SUFFIXES = ("_bucket", "_count", "_sum")
 """Of what a histogram is told by."""

@@ -1,127 +1,343 @@
-"""All meters that this Prometheus scrapes."""
+"""All meters of all clusters. It asks for what rules have recorded alone, so that a store which has nothing else can answer, of any number of meters."""
 
+import math
 from typing import Any
 
-from etameter.dashboards.board import ARM, DEVICE, board
-from etameter.dashboards.overview import NO_INTENSITY, NO_PRICE
-from etameter.dashboards.panels import bars, figure, lines, now, query, rows
+from grafana_foundation_sdk.builders.prometheus import Dataquery
+
+from etameter.dashboards.board import Variables, board
+from etameter.dashboards.overview import NO_INTENSITY, NO_PRICE, NO_TOKENS, NOT_CLASSIFIED
+from etameter.dashboards.panels import BAD, DOUBTFUL, GOOD, bars, figure, lines, now, query, rows
+
+VARIABLES: Variables = (
+    ("cluster", "Cluster", "label_values(etameter:cluster_watts:rate5m, cluster)"),
+    ("model", "Model", "label_values(etameter:meter_request_watts:rate5m, model_name)"),
+    ("source", "Source", "label_values(etameter:cluster_watts:rate5m, source)"),
+)
+CLUSTER = 'cluster=~"$cluster", source=~"$source"'
+MODEL = f'{CLUSTER}, model_name=~"$model"'
+REPLICA = ("cluster", "node", "instance", "model_name", "source")
+NAMED = "{{cluster}} {{node}} {{instance}}"
+WORST = 10
+STEP_S = 60
+"""Between the watts that are summed up to the energy of a time."""
+TRUST = ((-math.inf, GOOD), (0.01, DOUBTFUL), (0.02, BAD))
 
 NO_RAPL = "No meter may read the host's energy (RAPL)."
+NO_REQUEST = "No request finished within five minutes."
 
 
 def fleet() -> dict[str, Any]:
     return board(
         "etameter-fleet",
         "etameter / Fleet",
-        "Every meter and GPU that is scraped: which of them take most, idle most, or can be trusted least.",
-        [
-            figure(
-                "Energy",
-                "Of all selected GPUs within the time that is shown.",
-                "watth",
-                now(
-                    f"sum by (source) (increase(etameter_gpu_energy_joules_total{{{DEVICE}}}[$__range])) / 3600",
-                    "{{source}}",
-                ),
-                span=6,
-            ),
-            figure(
-                "Of which idle",
-                "Energy that GPUs took while nothing ran, within the time that is shown.",
-                "watth",
-                now(
-                    f'sum by (source) (increase(etameter_unassigned_joules_total{{cause="idle", {DEVICE}}}[$__range])) / 3600',
-                    "{{source}}",
-                ),
-                span=6,
-            ),
-            figure(
-                "GPUs",
-                "Metered devices.",
-                "none",
-                now(f"count by (source) (etameter_gpu_energy_joules_total{{{DEVICE}}})", "{{source}}"),
-                span=6,
-            ),
-            figure(
-                "Meters",
-                "Scraped instances.",
-                "none",
-                now("count(count by (instance) (etameter_sampler_polls_total))", "meters"),
-                span=6,
-            ),
-            lines(
-                "Power by meter",
-                "Of the GPUs of each meter, over five minutes.",
-                "watt",
-                query(
-                    f"sum by (instance, source) (etameter:gpu_watts:rate5m{{{DEVICE}}})", "{{instance}} ({{source}})"
-                ),
-                stacked=True,
-            ),
-            lines(
-                "Idle share by GPU",
-                "Of the energy of each GPU, over five minutes.",
-                "percentunit",
-                query(f"etameter:idle_share:rate5m{{{DEVICE}}}", "{{gpu_uuid}} ({{source}})"),
-                most=1.0,
-            ),
-            rows(
-                "GPUs",
-                "Over five minutes.",
-                (
-                    ("power", "watt", now(f"etameter:gpu_watts:rate5m{{{DEVICE}}}")),
-                    ("idle", "percentunit", now(f"etameter:idle_share:rate5m{{{DEVICE}}}")),
-                    ("unattributed", "percentunit", now(f"etameter:unattributed_share:rate5m{{{DEVICE}}}")),
-                ),
-                by=("instance", "gpu_uuid", "source"),
-                height=6,
-            ),
-            bars(
-                "Energy by model",
-                "Attributed to requests within the time that is shown.",
-                "watth",
-                now(
-                    f"sum by (model_name, source) (increase(etameter_energy_joules_total{{{ARM}}}[$__range])) / 3600",
-                    "{{model_name}} ({{source}})",
-                ),
-                span=12,
-                height=6,
-            ),
-            bars(
-                "Money by model",
-                "Price of the energy of requests within the time that is shown.",
-                "none",
-                now(
-                    f"sum by (model_name, currency, source) (increase(etameter_cost_total{{{ARM}}}[$__range]))",
-                    "{{model_name}}, {{currency}} ({{source}})",
-                ),
-                span=12,
-                height=6,
-                empty=NO_PRICE,
-            ),
-            bars(
-                "CO2 by model",
-                "CO2 equivalent of the energy of requests within the time that is shown.",
-                "massg",
-                now(
-                    f"sum by (model_name, source) (increase(etameter_co2e_grams_total{{{ARM}}}[$__range]))",
-                    "{{model_name}} ({{source}})",
-                ),
-                span=12,
-                height=6,
-                empty=NO_INTENSITY,
-            ),
-            lines(
-                "Power of the hosts",
-                "CPU packages and memory by RAPL, whatever runs on them: beside the GPUs' energy, never part of it.",
-                "watt",
-                query(
-                    "sum by (instance, domain, source) (rate(etameter_host_energy_joules_total[$__rate_interval]))",
-                    "{{instance}}, {{domain}}",
-                ),
-                height=6,
-                empty=NO_RAPL,
-            ),
-        ],
+        "Every meter of every cluster: what they take, for what, and which replicas take most for it or can be trusted least. It asks recorded sums "
+        "alone, see docs/scale.md. Single replicas, GPUs and arms are on the other dashboards, of the cluster's own store.",
+        [*_whole(), *_over_time(), *_compared(), *_worst(), *_footprint()],
         since="now-6h",
+        variables=VARIABLES,
+        devices="etameter:cluster_gpus:count",
     )
+
+
+def _sum(name: str, selected: str, by: str) -> str:
+    return f"sum by ({by}) (etameter:{name}{{{selected}}})"
+
+
+def _share(part: str, of: str, selected: str, by: str) -> str:
+    """Of sums: their ratio comes last."""
+    return f"{_sum(part, selected, by)} / ({_sum(of, selected, by)} > 0)"
+
+
+def _wh_per_token(by: str) -> str:
+    outputs = _sum("meter_request_watts:rate5m", f'phase="output", {MODEL}', by)
+    return f"{outputs} / 3600 / ({_sum('meter_output_tokens:rate5m', MODEL, by)} > 0)"
+
+
+def _eta(by: str) -> str:
+    return _share("meter_eta_bound_tokens:rate5m", "meter_classified_tokens:rate5m", MODEL, by)
+
+
+def _error(by: str) -> str:
+    return _share("meter_request_errors:rate5m", "meter_requests:rate5m", MODEL, by)
+
+
+def _unattributed(by: str) -> str:
+    return _share("meter_unattributed_watts:rate5m", "meter_watts:rate5m", CLUSTER, by)
+
+
+def _within(per: str, by: str) -> str:
+    """What was spent in the time that is shown at a recorded rate per hour. Where nothing is recorded, nothing is added."""
+    return f"sum by ({by}) (sum_over_time({per}[$__range:{STEP_S}s])) * {STEP_S} / 3600"
+
+
+def _worst_of(expression: str, *, least: bool = False) -> Dataquery:
+    chosen = "bottomk" if least else "topk"
+    return now(f"{chosen} by (source) ({WORST}, {expression})", f"{NAMED} {{{{model_name}}}} ({{{{source}}}})")
+
+
+def _whole() -> list[Any]:
+    return [
+        figure(
+            "Energy",
+            "Of all GPUs of the selected clusters within the time that is shown, as sum of their watts minute by minute.",
+            "watth",
+            now(_within(f"etameter:cluster_watts:rate5m{{{CLUSTER}}}", "source"), "{{source}}"),
+            span=6,
+        ),
+        figure(
+            "Power",
+            "Of all GPUs of the selected clusters, over five minutes.",
+            "watt",
+            query(_sum("cluster_watts:rate5m", CLUSTER, "source"), "{{source}}"),
+            span=6,
+        ),
+        figure(
+            "GPUs",
+            "Metered devices.",
+            "none",
+            now(_sum("cluster_gpus:count", CLUSTER, "source"), "{{source}}"),
+            span=6,
+        ),
+        figure(
+            "Meters",
+            "That are scraped, and have been for some minutes: one for each replica.",
+            "none",
+            now(_sum("cluster_meters:count", CLUSTER, "source"), "{{source}}"),
+            span=6,
+        ),
+        figure(
+            "Wh per output token",
+            "Output energy over output tokens after the first of each sequence, both summed over all replicas, over five minutes.",
+            "watth",
+            query(_wh_per_token("source"), "{{source}}"),
+            span=6,
+            empty=NO_TOKENS,
+        ),
+        figure(
+            "η is at most",
+            "Bound on lenient η, replicas weighed by the tokens that were classified, over five minutes.",
+            "percentunit",
+            query(_eta("source"), "{{source}}"),
+            span=6,
+            decimals=0,
+            empty=NOT_CLASSIFIED,
+        ),
+        figure(
+            "Unattributed",
+            "Share of the energy of all GPUs that no request, no idling and no start-up explains, over five minutes.",
+            "percentunit",
+            query(_share("cluster_unattributed_watts:rate5m", "cluster_watts:rate5m", CLUSTER, "source"), "{{source}}"),
+            span=6,
+            thresholds=TRUST,
+        ),
+        figure(
+            "Error of a request",
+            "Half-width of the 95 % interval of a request's energy as a share of it, mean over the requests of five minutes.",
+            "percentunit",
+            query(_error("source"), "{{source}}"),
+            span=6,
+            empty=NO_REQUEST,
+        ),
+    ]
+
+
+def _over_time() -> list[Any]:
+    of_cluster, of_model = "{{cluster}} ({{source}})", "{{model_name}} ({{source}})"
+    by_cluster, by_model = "cluster, source", "model_name, source"
+    idle = _share("cluster_idle_watts:rate5m", "cluster_watts:rate5m", CLUSTER, by_cluster)
+    return [
+        lines(
+            "Power by cluster",
+            "Of the GPUs of each cluster, over five minutes.",
+            "watt",
+            query(_sum("cluster_watts:rate5m", CLUSTER, by_cluster), of_cluster),
+            stacked=True,
+        ),
+        lines(
+            "Power by model",
+            "What of it requests pay, over five minutes.",
+            "watt",
+            query(_sum("request_watts:rate5m", MODEL, by_model), of_model),
+            stacked=True,
+        ),
+        lines(
+            "Idle share by cluster",
+            "Of the energy of its GPUs, over five minutes.",
+            "percentunit",
+            query(idle, of_cluster),
+            most=1.0,
+        ),
+        lines(
+            "Wh per output token by model",
+            "Summed over replicas first, over five minutes.",
+            "watth",
+            query(_wh_per_token(by_model), of_model),
+            empty=NO_TOKENS,
+        ),
+        lines(
+            "Unattributed share by cluster",
+            "Of the energy of its GPUs, over five minutes.",
+            "percentunit",
+            query(
+                _share("cluster_unattributed_watts:rate5m", "cluster_watts:rate5m", CLUSTER, by_cluster),
+                of_cluster,
+            ),
+        ),
+        lines(
+            "η is at most, by model",
+            "Bound on lenient η, replicas weighed by the tokens that were classified, over five minutes.",
+            "percentunit",
+            query(_eta(by_model), of_model),
+            most=1.0,
+            empty=NOT_CLASSIFIED,
+        ),
+    ]
+
+
+def _compared() -> list[Any]:
+    per_node = "cluster, node, source"
+    most = f"topk by (source) ({WORST}, {_sum('meter_watts:rate5m', CLUSTER, per_node)})"
+    return [
+        rows(
+            "Models",
+            "Over five minutes, of all replicas in the selected clusters.",
+            (
+                ("power", "watt", now(_sum("meter_request_watts:rate5m", MODEL, "model_name, source"))),
+                (
+                    "output tokens per second",
+                    "short",
+                    now(_sum("meter_output_tokens:rate5m", MODEL, "model_name, source")),
+                ),
+                ("per output token", "watth", now(_wh_per_token("model_name, source"))),
+                ("η is at most", "percentunit", now(_eta("model_name, source"))),
+                ("error of a request", "percentunit", now(_error("model_name, source"))),
+            ),
+            by=("model_name", "source"),
+            span=16,
+            sorted_by="power",
+        ),
+        bars(
+            "Power by board",
+            "Of the GPUs of each kind, over five minutes.",
+            "watt",
+            now(_sum("board_watts:rate5m", CLUSTER, "board, source"), "{{board}} ({{source}})"),
+        ),
+        rows(
+            f"The {WORST} nodes that take most",
+            "Over five minutes, of all meters there. Where no scrape says `node`, all of a cluster are one.",
+            (
+                ("power", "watt", now(most)),
+                *(
+                    (name, "percentunit", now(f"({share}) and {most}"))
+                    for name, share in (
+                        ("idle", _share("meter_idle_watts:rate5m", "meter_watts:rate5m", CLUSTER, per_node)),
+                        ("unattributed", _unattributed(per_node)),
+                    )
+                ),
+            ),
+            by=("cluster", "node", "source"),
+            height=11,
+            sorted_by="power",
+        ),
+    ]
+
+
+def _worst() -> list[Any]:
+    by, tokens = ", ".join(REPLICA), _sum("meter_output_tokens:rate5m", MODEL, ", ".join(REPLICA))
+    outputs = _sum("meter_request_watts:rate5m", f'phase="output", {MODEL}', by)
+    models = _wh_per_token("model_name, source")
+    excess = f"{outputs} - {tokens} * on (model_name, source) group_left () (3600 * {models})"
+    worst = f"topk by (source) ({WORST}, {excess})"
+    return [
+        rows(
+            f"The {WORST} replicas that take most above their model's mean",
+            "Watts that a replica's outputs take above what its tokens would at the mean of the model, of all selected replicas, over five minutes. "
+            "Small batches, hot or older boards and long contexts are among the reasons.",
+            (
+                ("above the mean", "watt", now(worst)),
+                ("per output token", "watth", now(f"({_wh_per_token(by)}) and {worst}")),
+                (
+                    "times the mean",
+                    "short",
+                    now(f"({_wh_per_token(by)}) / on (model_name, source) group_left () ({models}) and {worst}"),
+                ),
+                ("output tokens per second", "short", now(f"{tokens} and {worst}")),
+                ("error of a request", "percentunit", now(f"({_error(by)}) and {worst}")),
+            ),
+            by=REPLICA,
+            height=11,
+            sorted_by="above the mean",
+            empty=NO_TOKENS,
+        ),
+        bars(
+            f"The {WORST} least attributed",
+            "Share of the energy of a replica's GPUs that no request, no idling and no start-up explains, over five minutes. Above 2 % an alert is raised.",
+            "percentunit",
+            _worst_of(_unattributed("cluster, node, instance, source")),
+            height=16,
+            thresholds=TRUST,
+        ),
+        bars(
+            f"The {WORST} lowest bounds of η",
+            "Bound on lenient η by replica, over five minutes.",
+            "percentunit",
+            _worst_of(_eta(by), least=True),
+            height=16,
+            empty=NOT_CLASSIFIED,
+        ),
+        bars(
+            f"The {WORST} least certain",
+            "Error of a request's energy, mean over the requests of a replica within five minutes.",
+            "percentunit",
+            _worst_of(_error(by)),
+            height=16,
+            empty=NO_REQUEST,
+        ),
+    ]
+
+
+def _footprint() -> list[Any]:
+    return [
+        bars(
+            "Energy by model",
+            "Attributed to requests within the time that is shown.",
+            "watth",
+            now(
+                _within(f"etameter:request_watts:rate5m{{{MODEL}}}", "model_name, source"),
+                "{{model_name}} ({{source}})",
+            ),
+            height=6,
+        ),
+        bars(
+            "Money by model",
+            "Price of the energy of requests within the time that is shown.",
+            "none",
+            now(
+                _within(f"etameter:cost_per_hour:rate5m{{{MODEL}}}", "model_name, currency, source"),
+                "{{model_name}}, {{currency}} ({{source}})",
+            ),
+            height=6,
+            empty=NO_PRICE,
+        ),
+        bars(
+            "CO2 by model",
+            "CO2 equivalent of the energy of requests within the time that is shown.",
+            "massg",
+            now(
+                _within(f"etameter:co2e_grams_per_hour:rate5m{{{MODEL}}}", "model_name, source"),
+                "{{model_name}} ({{source}})",
+            ),
+            height=6,
+            empty=NO_INTENSITY,
+        ),
+        lines(
+            "Power of the hosts",
+            "CPU packages and memory by RAPL, whatever runs on them: beside the GPUs' energy, never part of it.",
+            "watt",
+            query(_sum("cluster_host_watts:rate5m", CLUSTER, "cluster, domain, source"), "{{cluster}} {{domain}}"),
+            span=24,
+            height=6,
+            empty=NO_RAPL,
+        ),
+    ]

@@ -218,10 +218,16 @@ def rows(
     by: Sequence[str],
     span: int = 24,
     height: int = 9,
+    sorted_by: str | None = None,
     empty: str = NOTHING,
 ) -> Panel:
-    """A table of the latest figures with a line for each combination of the labels `by`; `columns` are names, units and queries."""
+    """A table of the latest figures with a line for each combination of the labels `by`; `columns` are names, units and queries.
+
+    Where a column is named in `sorted_by`, its largest figures come first.
+    """
     panel = table.Panel().show_header(True)
+    if sorted_by is not None:
+        panel = panel.sort_by([common.TableSortByFieldState().display_name(sorted_by).desc(True)])
     letters = [chr(ord("A") + place) for place in range(len(columns))]
     queries = [asked.format(PromQueryFormat.TABLE) for _, _, asked in columns]
     for name, unit, _ in columns:
@@ -247,8 +253,8 @@ def rows(
     return _told(panel.span(span).height(height), title, description, queries, empty)
 
 
-def banner() -> Panel:
-    """Which sources there are; a simulated one is red, and says so in words."""
+def banner(devices: str) -> Panel:
+    """Which sources a metric of devices has; a simulated one is red, and says so in words."""
     panel = stat.Panel().reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
     panel = panel.graph_mode(common_models.BigValueGraphMode.NONE).color_mode(
         common_models.BigValueColorMode.BACKGROUND_SOLID
@@ -269,7 +275,7 @@ def banner() -> Panel:
             ],
         )
     panel = panel.span(24).height(3)
-    asked = now('count by (source) (etameter_gpu_energy_joules_total{source=~"$source"})', "{{source}}")
+    asked = now(f'count by (source) ({devices}{{source=~"$source"}})', "{{source}}")
     return _told(panel, "", "Where the figures of this page come from.", (asked,), "No meter is scraped yet.")
 
 

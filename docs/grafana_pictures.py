@@ -1,7 +1,7 @@
 """Draws the pictures of the dashboards in docs/images: `python -m docs.grafana_pictures`, or `make screenshots`.
 
 It needs Debian's chromium and prometheus, and npm for Grafana's UI components (half a gigabyte), and takes five minutes. A simulated board
-follows a made-up engine meanwhile, and audits are made up, so every figure in them is simulated, and says so.
+follows a made-up engine meanwhile, and audits are made up, so every figure in them is simulated, and says so. The fleet's is of made-up replicas, in two clusters.
 
 `--check` needs none of that: it says which pictures are of dashboards that have changed since, and exits 1.
 """
@@ -19,6 +19,7 @@ import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 from etameter.dashboards.files import JSON
@@ -32,6 +33,8 @@ CHROMIUM = "/usr/bin/chromium"
 LOAD_S = 200
 FOOTPRINT = {"ETAMETER_FOOTPRINT__PRICE": "finland", "ETAMETER_FOOTPRINT__GRAMS_PER_KWH": "380"}
 SHOWN_S = 180
+REPLICAS = 24
+"""Of the fleet's dashboard."""
 
 
 def hashes() -> dict[str, str]:
@@ -101,6 +104,7 @@ def _shoot(directory: Path, address: str, stack: ExitStack) -> None:
     stand = Stand(directory, stack)
     stand.engine()
     prometheus = Prometheus(directory, (f"127.0.0.1:{stand.port}", audited.served(stack)), stack)
+    of_fleet = Prometheus(_folder(directory, "fleet"), (), stack, _replicas(stack))
     time.sleep(LOAD_S)
     options = ["--no-sandbox"] if os.getuid() == 0 else []
     browser = stack.enter_context(sync_playwright()).chromium.launch(executable_path=CHROMIUM, args=options)
@@ -108,11 +112,30 @@ def _shoot(directory: Path, address: str, stack: ExitStack) -> None:
     for name in hashes():
         tab = browser.new_page(viewport={"width": 1456, "height": 900})
         tab.on("pageerror", complain)
-        tab.goto(f"{address}/?board={Path(name).stem}&prometheus={prometheus.address}&seconds={SHOWN_S}")
+        asked = of_fleet if name == "etameter-fleet.png" else prometheus
+        tab.goto(f"{address}/?board={Path(name).stem}&prometheus={asked.address}&seconds={SHOWN_S}")
         tab.wait_for_selector("body[data-filled]", timeout=60_000)
         tab.wait_for_timeout(3000)
         tab.screenshot(path=IMAGES / name, full_page=True)
         tab.close()
+
+
+def _replicas(stack: ExitStack) -> list[dict[str, Any]]:
+    """What Prometheus is told of simulated replicas, in two clusters."""
+    from benchmarks.replicas import scraped
+    from tests.meter.test_daemon import free_port
+
+    port = free_port()
+    process = subprocess.Popen([sys.executable, "-m", "benchmarks.replicas", str(REPLICAS), "--port", str(port)])
+    stack.callback(process.wait)
+    stack.callback(process.kill)
+    return scraped(REPLICAS, port, REPLICAS // 2)
+
+
+def _folder(directory: Path, name: str) -> Path:
+    folder = directory / name
+    folder.mkdir()
+    return folder
 
 
 def main(arguments: list[str]) -> int:

@@ -7,7 +7,7 @@ import subprocess
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -15,19 +15,25 @@ from typing import Any
 from etameter.dashboards.expressions import RULES
 from tests.meter.test_daemon import free_port
 
-VARIABLES = {"$model": ".*", "$arm": ".*", "$gpu": ".*", "$source": ".*"}
+VARIABLES = {"$cluster": ".*", "$model": ".*", "$arm": ".*", "$gpu": ".*", "$source": ".*"}
 SPANS = {"$__rate_interval": "15s", "$__range": "5m"}
 """As Grafana would set them for some minutes of scrapes that are a second apart."""
 
 
 class Prometheus:
-    """Scrapes `targets` every second, until `stack` ends."""
+    """Scrapes `targets`, and whatever `static_configs` name one target each, every second, until `stack` ends."""
 
-    def __init__(self, directory: Path, targets: Sequence[str], stack: ExitStack) -> None:
-        self._targets = len(targets)
+    def __init__(
+        self,
+        directory: Path,
+        targets: Sequence[str],
+        stack: ExitStack,
+        static_configs: Sequence[Mapping[str, object]] = (),
+    ) -> None:
+        self._targets = len(targets) + len(static_configs)
         binary = shutil.which("prometheus")
         assert binary is not None
-        static = [{"targets": list(targets), "labels": {"environment": "demo"}}]
+        static = [{"targets": list(targets), "labels": {"environment": "demo"}}, *static_configs]
         config = {
             "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
             "rule_files": [str(path) for path in sorted(RULES.glob("*.yaml"))],

@@ -1,6 +1,7 @@
 """The files of the dashboards are those that the code makes, and Grafana's own types take them."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from etameter.slack.reading import NEEDS
 
 pytestmark = pytest.mark.unit
 
+FLEET = "etameter-fleet.json"
 BOARDS: dict[str, dict[str, Any]] = {name: json.loads(text) for name, text in files.texts().items()}
 PANELS = [
     pytest.param(panel, id=f"{name}-{panel['id']}") for name, board in BOARDS.items() for panel in board["panels"]
@@ -148,9 +150,23 @@ def _cells(place: dict[str, int]) -> Iterator[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("name", BOARDS)
-def test_variables_choose_data_source_model_arm_gpu_and_source(name: str) -> None:
-    variables = BOARDS[name]["templating"]["list"]
-    assert [variable["name"] for variable in variables] == ["datasource", "model", "arm", "gpu", "source"]
+def test_variables_choose_data_source_and_what_of_it(name: str) -> None:
+    variables = [variable["name"] for variable in BOARDS[name]["templating"]["list"]]
+    chosen = ["cluster", "model", "source"] if name == FLEET else ["model", "arm", "gpu", "source"]
+    assert variables == ["datasource", *chosen]
+
+
+def test_the_fleet_is_told_by_what_rules_record_alone_and_of_no_single_device() -> None:
+    """A store of many clusters has nothing else."""
+    board = BOARDS[FLEET]
+    asked = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
+    asked += [variable["query"] for variable in board["templating"]["list"] if variable["type"] == "query"]
+    recorded = expressions.rules().keys()
+    for expression in asked:
+        named = set(re.findall(r"\betameter[a-z0-9_:]*", expression))
+        assert named
+        assert named <= recorded
+        assert not re.search(r"gpu_uuid|etameter:(gpu_watts|idle_share|unattributed_share):", expression)
 
 
 def test_what_always_means_the_same_has_a_colour() -> None:

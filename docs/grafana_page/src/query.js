@@ -1,7 +1,7 @@
 // Asks Prometheus what a panel asks, with Grafana's variables set as for a scrape each second.
 const WORDS = {
   "$__rate_interval": "15s", "$__range": "5m",
-  $model: ".*", $arm: ".*", $gpu: ".*", $source: ".*",
+  $cluster: ".*", $model: ".*", $arm: ".*", $gpu: ".*", $source: ".*",
 };
 
 async function asked(address, path, parameters) {
@@ -15,7 +15,9 @@ async function asked(address, path, parameters) {
 export async function series(address, target, from, to, step) {
   let query = target.expr;
   for (const [word, value] of Object.entries(WORDS)) query = query.replaceAll(word, value);
-  const found = (await asked(address, "query_range", { query, start: from, end: to, step })).result;
+  const found = target.instant
+    ? (await asked(address, "query", { query, time: to })).result.map(({ metric, value }) => ({ metric, values: [value] }))
+    : (await asked(address, "query_range", { query, start: from, end: to, step })).result;
   return found.map(({ metric, values }) => ({
     refId: target.refId,
     labels: metric,
