@@ -1,5 +1,6 @@
 """What is known of the boards beside their joules while a block runs: how warm they are, what slows them down, and who else is on them."""
 
+import time
 from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any, Final
 from etameter.counters import Counter
 from etameter.counters.nvml import LASTING_THROTTLES
 from etameter.counters.nvml_facts import THROTTLES, Facts, Informant
+from etameter.counters.simulated import SimulatedCounter
 from etameter.errors import CounterError, EngineError
 from etameter.neighbours import foreign
 from etameter.serving.ring import RingReader
@@ -58,6 +60,11 @@ class Boards:
         """What each board is, and how it is set up now."""
         known = {informant.gpu_uuid: _told(informant) for informant in self._informants}
         return [_described(each, known.get(each.gpu_uuid)) for each in self._counters]
+
+    def clock_s(self) -> float:
+        """By which the boards live. A modelled one lives in slow motion: it is as fast as its steps, not as the CPU that stands in for them."""
+        modelled = [each.modelled_s for each in self._counters if isinstance(each, SimulatedCounter)]
+        return modelled[0] if modelled else time.monotonic()
 
     def close(self) -> None:
         for informant in self._informants:

@@ -40,6 +40,8 @@ UPDATE_JITTER_NS = 1_000_000
 PUBLISHING_LAG_NS = 20_000_000
 STEP_NOISE = 0.04
 GAIN_LIMIT = 0.05
+GAIN_VARIABLE = "ETAMETER_SIMULATED_GAIN"
+"""In the environment: so many times the energy, to see whether an alarm goes off."""
 LAUNCH_S = 0.0004
 """Time of a step beside the roofline: launches and sampling."""
 IDLE_FACTOR = 0.02
@@ -98,7 +100,6 @@ class SlowMotionBoard:
     def __init__(self, board: Board, shape: ModelShape, seed: int, start_ns: int) -> None:
         self._board, self._shape = board, shape
         self._random = random.Random(seed)  # noqa: S311  # physics, not secrets
-        self.gain = 1.0 + self._random.uniform(-GAIN_LIMIT, GAIN_LIMIT)
         self.true_j = 0.0
         self.gpu_s = 0.0
         self.cpu_s = 0.0
@@ -185,8 +186,13 @@ class SlowMotionBoard:
             self._begin(next(iter(self._queued)), self._now_ns)
 
 
-def publish(ring_path: Path, board_path: Path, profile: str, engine: str) -> None:
-    """Follow the ring and publish the counter until SIGTERM or SIGINT.
+def gain_of(profile: str) -> float:
+    """The counter's error, for a board has one for good: drawn once for each profile, the same in every process."""
+    return 1.0 + random.Random(profile).uniform(-GAIN_LIMIT, GAIN_LIMIT)  # noqa: S311
+
+
+def publish(ring_path: Path, board_path: Path, profile: str, engine: str, more: float = 1.0) -> None:
+    """Follow the ring and publish the counter, `more` times what the board would tell, until SIGTERM or SIGINT.
 
     What was in the ring before this board began was burnt by another, or by none.
     """
@@ -200,6 +206,7 @@ def publish(ring_path: Path, board_path: Path, profile: str, engine: str) -> Non
     seed = random.SystemRandom().randrange(2**32)
     board = SlowMotionBoard(PROFILES[profile], QWEN3_8B, seed, time.monotonic_ns())
     jitter = random.Random(seed)  # noqa: S311
+    gain = gain_of(profile) * more
     words = _create(board_path, {"gpu_uuid": f"GPU-sim-{engine}-0", "profile": profile, "seed": seed})
     reader: RingReader | None = None
     next_update_ns = began_ns = time.monotonic_ns()
@@ -221,8 +228,8 @@ def publish(ring_path: Path, board_path: Path, profile: str, engine: str) -> Non
         now_ns = time.monotonic_ns()
         if now_ns >= next_update_ns:
             board.advance(now_ns)
-            published_j = board.gain * board.true_j_at(now_ns - PUBLISHING_LAG_NS)
-            words[_POWER_MW] = int(board.gain * board.power_w * 1e3)
+            published_j = gain * board.true_j_at(now_ns - PUBLISHING_LAG_NS)
+            words[_POWER_MW] = int(gain * board.power_w * 1e3)
             words[_TRUE_UJ] = int(board.true_j * 1e6)
             words[_GPU_US], words[_CPU_US] = int(board.gpu_s * 1e6), int(board.cpu_s * 1e6)
             words[_ENERGY_MJ] = int(published_j * 1e3)
@@ -314,6 +321,11 @@ class SimulatedCounter:
         """Nobody runs on a board that isn't there."""
 
     @property
+    def modelled_s(self) -> float:
+        """Seconds that the modelled board has worked: over these its power is comparable, whatever pace the CPU keeps."""
+        return float(self._words[_GPU_US]) * 1e-6
+
+    @property
     def slow_motion(self) -> float:
         """Modelled GPU seconds per CPU second over all steps so far; NaN before the first."""
         cpu_us = self._words[_CPU_US]
@@ -333,7 +345,7 @@ def main() -> None:
     parser.add_argument("--board", type=Path, required=True)
     parser.add_argument("--engine", default="engine-0")
     options = parser.parse_args()
-    publish(options.ring, options.board, options.profile, options.engine)
+    publish(options.ring, options.board, options.profile, options.engine, float(os.environ.get(GAIN_VARIABLE, "1")))
 
 
 if __name__ == "__main__":

@@ -83,7 +83,8 @@ def command(
             return [
                 *(*program, "run", "--backend", f"kind=openai_http,target={url},model={served.model}"),
                 *("--profile", f"kind=concurrent,streams={AT_ONCE}"),
-                *("--constraint", f"kind=max_requests,count={requests}"),
+                *("--constraint", f"kind=max_requests,count={requests}", "--seed", f"kind=static,value={seed}"),
+                *("--tokenizer", f"kind=huggingface_auto,model={served.tokenizer}"),
                 *("--data", f"kind=synthetic_text,prompt_tokens={PROMPT_TOKENS},output_tokens={OUTPUT_TOKENS}"),
                 *("--output", f"kind=json,path={folder / REPORT_FILE}", "--disable-console"),
             ]
@@ -92,7 +93,16 @@ def command(
                 *(*program, "profile", "--model", served.model, "--tokenizer", served.tokenizer, "--url", url),
                 *("--endpoint-type", "chat", "--streaming", "--concurrency", str(AT_ONCE)),
                 *("--request-count", str(requests), "--isl", str(PROMPT_TOKENS), "--osl", str(OUTPUT_TOKENS)),
-                *("--random-seed", str(seed), "--ui", "none", "--output-artifact-dir", str(folder)),
+                *(
+                    "--extra-inputs",
+                    "ignore_eos:true",
+                    "--random-seed",
+                    str(seed),
+                    "--ui",
+                    "none",
+                    "--output-artifact-dir",
+                    str(folder),
+                ),
             ]
 
 
@@ -108,10 +118,10 @@ class External:
     """Of the night."""
 
     async def make(self, stint: Stint) -> tuple[Window, dict[str, Any]]:
-        """Runs the tool to its end. The window has tokens where the server tells them, and the tool's own report is beside it.
+        """Runs the tool to its end. The window has tokens where the server tells them; beside it is what the tool's own report says, or else what passed.
 
         Raises:
-            CantMake: it is not installed, it failed, or it asked nothing.
+            CantMake: it is not installed, it failed, or got no answer.
         """
         assert stint.tool is not None
         program = installed(stint.tool)
@@ -124,7 +134,8 @@ class External:
             argv = command(stint.tool, program, tap.url, self.served, self.requests, self.seed, folder)
             await _run(argv, folder / LOG_FILE)
         after = await meter_page.scrape(self.endpoint.url)
-        return _window(stint.tool, tap, before, after), _report(folder)
+        window = _window(stint.tool, tap, before, after)
+        return window, {"completed": tap.questions - tap.refused, "failed": tap.refused, **_report(folder)}
 
 
 async def _run(argv: Sequence[str], log: Path) -> None:
@@ -153,6 +164,8 @@ def _last_words(log: Path) -> str:
 def _window(tool: Tool, tap: Tap, before: Page | None, after: Page | None) -> Window:
     if tap.first_ns is None or tap.last_ns is None:
         raise CantMake(f"{_PROGRAMS[tool]} asked nothing")
+    if tap.refused == tap.questions:
+        raise CantMake(f"none of the {tap.questions} questions of {_PROGRAMS[tool]} was answered")
     window = Window(tap.first_ns, tap.last_ns)
     if before is not None and after is not None:
         window.output_tokens = int(_grown("vllm:generation_tokens_total", before, after))

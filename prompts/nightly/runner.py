@@ -56,6 +56,8 @@ class Taken:
     spent: tuple[float, float] | None
     seen: Seen
     excluded: str | None
+    lived_s: float = 0.0
+    """By the boards' own clock."""
 
 
 @dataclass(slots=True)
@@ -259,14 +261,14 @@ class Runner:
         """
         looks: list[Seen] = []
         looking = asyncio.ensure_future(self._look(looks))
-        wall, start_ns = _now(), time.monotonic_ns()
+        wall, start_ns, start_s = _now(), time.monotonic_ns(), self.boards.clock_s()
         until_s = time.monotonic() + seconds
         try:
             while (left_s := until_s - time.monotonic()) > 0:
                 await asyncio.sleep(min(left_s, 0.5))
                 if asked is not None and asked.gone:
                     raise EngineError("the server went away", "see its log")
-            end_ns = time.monotonic_ns()
+            end_ns, lived_s = time.monotonic_ns(), self.boards.clock_s() - start_s
         finally:
             looking.cancel()
         looks.append(await asyncio.to_thread(self.boards.look))
@@ -276,7 +278,7 @@ class Runner:
         reason = "ramp" if ramp else self._reason(spent, seen, window)
         if reason is None and any(start_ns <= jump.t_ns <= end_ns + 1_000_000_000 for jump in self.clocks.jumps):
             reason = "clock"
-        return Taken(start_ns, end_ns, wall, spent, seen, reason)
+        return Taken(start_ns, end_ns, wall, spent, seen, reason, lived_s)
 
     def _reason(self, spent: tuple[float, float] | None, seen: Seen, window: Window | None = None) -> str | None:
         """By which rule it does not count: the rules of the comparison of arms."""
@@ -391,4 +393,5 @@ def _w(one: Taken) -> float | None:
 
 
 def _glimpse(one: Taken) -> Glimpse:
-    return Glimpse(_w(one), one.seen.temperature_c, one.seen.clock_mhz)
+    power_w = None if one.spent is None or one.lived_s <= 0 else one.spent[0] / one.lived_s
+    return Glimpse(power_w, one.seen.temperature_c, one.seen.clock_mhz)

@@ -20,6 +20,7 @@ class Glimpse:
     """A window of warming up. None where nothing tells."""
 
     power_w: float | None
+    """By the board's own clock: a modelled board's is slower than the machine's, and keeps no steady pace with it."""
     temperature_c: float | None
     clock_mhz: float | None
 

@@ -11,6 +11,8 @@ from urllib.parse import urlsplit
 _CHUNK_BYTES: Final = 1 << 16
 _QUESTION: Final = b"POST "
 _LOOK: Final = b"GET "
+_FAULT: Final = b"4"
+"""And 5: how the status of a question begins that got no answer."""
 
 
 @dataclass(slots=True)
@@ -23,6 +25,8 @@ class Tap:
     last_ns: int | None = None
     """When the last of an answer to a question passed."""
     questions: int = 0
+    refused: int = 0
+    """Questions that were answered with a status of 400 or more."""
 
 
 @asynccontextmanager
@@ -63,13 +67,15 @@ class _Talk:
 
     tap: Tap
     asked: bool = False
+    begins: bool = False
+    """What comes next begins an answer."""
 
     async def questions(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while chunk := await reader.read(_CHUNK_BYTES):
             if chunk.startswith(_QUESTION):
                 self.tap.questions += 1
                 self.tap.first_ns = self.tap.first_ns or time.monotonic_ns()
-                self.asked = True
+                self.asked = self.begins = True
             elif chunk.startswith(_LOOK):
                 self.asked = False
             writer.write(chunk)
@@ -80,6 +86,8 @@ class _Talk:
         while chunk := await reader.read(_CHUNK_BYTES):
             if self.asked:
                 self.tap.last_ns = time.monotonic_ns()
+                self.tap.refused += self.begins and chunk.partition(b" ")[2][:1] >= _FAULT
+                self.begins = False
             writer.write(chunk)
             await writer.drain()
         writer.close()

@@ -21,6 +21,7 @@ from .metrics import METRICS, series
 from .night import Night
 from .noise import SHIPPED, Noise
 from .rows import Figure, Run
+from .scatter import error
 from .shift import RECENT, WINDOW, Array, interval, shift
 
 Word = Literal["worse", "better", "same", "unclear", "unknown"]
@@ -30,9 +31,13 @@ Overall = Literal["regression", "improvement", "same", "unclear", "first", "not 
 EXIT_CODES: Final[Mapping[Overall, int]] = {"regression": 3, "not comparable": 4, "unstable": 5}
 """0 for the rest; of a night that is incomplete its own exit code stands."""
 HEADLINE: Final = ("j_per_token", "j_per_correct_answer")
+"""Of each stage under load, and of each arm on the tasks that are the same every night."""
+_AUDIT: Final = "ab-audit/"
 NIGHTS_PER_FALSE_ALARM: Final = 365
 MATTERS: Final = 0.02
 """A change that is surely there and smaller than this is told as none: boards of one kind differ by more."""
+LEAST_NIGHTS: Final = 7
+"""Before tonight, until the scatter between nights tells the errors of figures that have no interval."""
 MOST_ERROR: Final = 10.0
 """Of a logarithm: such a figure says nothing, and a larger one would only leave the range of floating-point numbers."""
 SAME_WITHIN: Final = 0.05
@@ -103,7 +108,7 @@ class Change:
 
     @property
     def headline(self) -> bool:
-        return self.metric in HEADLINE
+        return _decides(self.stage, self.metric)
 
     @property
     def lost(self) -> bool:
@@ -189,7 +194,7 @@ def _without(run: Run, word: Overall, exit_code: int) -> Verdict:
 
 def _change(like: Sequence[Night], tonight: Night, figure: Figure, noise: Noise) -> Change:
     """Of one series, not yet held to how many there are."""
-    told = [(night.run.run_id, found) for night in like if (found := _of(night, figure)) is not None]
+    told = [(night, found) for night in like if (found := _of(night, figure)) is not None]
     known = Change(
         figure.stage,
         figure.metric,
@@ -209,9 +214,13 @@ def _change(like: Sequence[Night], tonight: Night, figure: Figure, noise: Noise)
         return replace(known, reason=figure.reason or "there is no figure above zero, and so no ratio")
     if not told:
         return replace(known, reason="no night before has this figure")
-    told.append((tonight.run.run_id, figure))
+    told.append((tonight, figure))
     values = np.log([found.value for _, found in told if found.value is not None])
-    errors = _floored(np.array([_error(found) for _, found in told]))
+    errors = _errors(told, figure)
+    if errors is None:
+        return replace(
+            known, word="unclear", reason=f"without an interval it takes {LEAST_NIGHTS} nights to know how it scatters"
+        )
     moved = shift(values, errors, noise)
     recent = int(moved.recent)
     low, high = interval(values, errors, recent, noise)
@@ -224,7 +233,7 @@ def _change(like: Sequence[Night], tonight: Night, figure: Figure, noise: Noise)
         p=float(moved.p),
         nights_before=len(told) - recent,
         nights_since=recent,
-        since=told[-recent][0],
+        since=told[-recent][0].run.run_id,
     )
 
 
@@ -232,7 +241,11 @@ def _missing(like: Sequence[Night], tonight: Night) -> Iterator[Figure]:
     """What a night before has of the headline and tonight has no line of. A sweep is not made every night."""
     there = {_place(figure) for figure in tonight.figures}
     for figure in (figure for night in like for figure in night.figures if _comparable(figure)):
-        if figure.metric in HEADLINE and not figure.stage.startswith("sweep-") and _place(figure) not in there:
+        if (
+            _decides(figure.stage, figure.metric)
+            and not figure.stage.startswith("sweep-")
+            and _place(figure) not in there
+        ):
             there.add(_place(figure))
             yield replace(figure, value=None, low=None, high=None, n=0, reason="the night has no such figure")
 
@@ -248,20 +261,38 @@ def _place(figure: Figure) -> tuple[str, str]:
     return figure.stage, figure.metric
 
 
+def _decides(stage: str, metric: str) -> bool:
+    kind = stage.partition("-")[0]
+    if kind == "external" or stage.startswith(_AUDIT):  # one window, and other tasks every night
+        return False
+    return metric == HEADLINE[0] or (metric == HEADLINE[1] and kind == "ab")
+
+
 def _comparable(figure: Figure) -> bool:
     return figure.value is not None and figure.value > 0
 
 
-def _error(figure: Figure) -> float:
-    """Standard error of the logarithm, from a 95 % interval; 0 where there is none, and then the scatter between nights has to tell."""
-    if figure.value is None or figure.low is None or figure.high is None:
-        return 0.0
-    return min(MOST_ERROR, (figure.high - figure.low) / figure.value / (2 * 1.96))
+def _errors(told: Sequence[tuple[Night, Figure]], figure: Figure) -> Array | None:
+    """Of each night's logarithm. None where nothing tells them yet.
 
-
-def _floored(errors: Array) -> Array:
-    """No night's is less than that of half of them: an interval from three to five windows is often too narrow by chance, and the night would be believed too much."""
+    By like windows of nights one after the other, else by each figure's own interval. Then no night's is less than that of half of them: an interval from three to five windows is
+    often too narrow by chance, and the night would be believed too much.
+    """
+    if (paired := error([night for night, _ in told], figure.stage, figure.metric)) is not None:
+        return np.full(len(told), min(MOST_ERROR, paired))
+    own = [_error(found) for _, found in told]
+    known = [each for each in own if each is not None]
+    if not known:
+        return np.zeros(len(told)) if len(told) > LEAST_NIGHTS else None
+    errors = np.array([max(known) if each is None else each for each in own])
     return np.maximum(errors, np.median(errors))
+
+
+def _error(figure: Figure) -> float | None:
+    """From a 95 % interval."""
+    if figure.value is None or figure.low is None or figure.high is None:
+        return None
+    return min(MOST_ERROR, (figure.high - figure.low) / figure.value / (2 * 1.96))
 
 
 def _held(changes: Sequence[Change]) -> Iterator[Change]:

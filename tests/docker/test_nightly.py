@@ -29,7 +29,8 @@ def test_the_job_is_a_configuration() -> None:
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
 def test_systemd_takes_the_timer_and_its_service(tmp_path: Path) -> None:
     for name in ("etameter-nightly.service", "etameter-nightly.timer"):
-        text = (SYSTEMD / name).read_text().replace("/opt/vllm/bin/etameter", "/bin/true")
+        text = (SYSTEMD / name).read_text()
+        text = text.replace("/opt/vllm/bin/etameter", "/bin/true").replace("/opt/vllm/bin/python", "/bin/true")
         (tmp_path / name).write_text(text)
     verified = subprocess.run(
         [
@@ -55,6 +56,7 @@ def test_every_schedule_calls_the_command() -> None:
     group = typer.main.get_command(cli.app)
     assert isinstance(group, typer.core.TyperGroup)
     assert "nightly" in group.commands
+    assert f"ExecStopPost=/opt/vllm/bin/python -m {MODULE}\n" in (SYSTEMD / "etameter-nightly.service").read_text()
     assert (
         "/opt/vllm/bin/etameter nightly /etc/etameter/nightly.toml"
         in (SYSTEMD / "etameter-nightly.service").read_text()

@@ -31,9 +31,21 @@ class Upstream:
     async def models(self, _: web.Request) -> web.Response:
         return web.json_response({"data": [{"id": "small"}, {"id": "adapter"}]})
 
+    async def health(self, _: web.Request) -> web.Response:
+        return web.Response()
+
+    async def version(self, _: web.Request) -> web.Response:
+        raise web.HTTPNotFound
+
+    async def metrics(self, _: web.Request) -> web.Response:
+        raise web.HTTPNotFound
+
     async def chat(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
         self.requests.append(body)
+        for message in body["messages"]:
+            if not isinstance(message["content"], str):
+                message["content"] = "".join(part["text"] for part in message["content"])
         number = len(self.requests)
         self.arms.append(request.headers.get("X-Etameter-Arm"))
         self._at_once += 1
@@ -51,7 +63,7 @@ class Upstream:
         usage = {"prompt_tokens": prompt_tokens, "completion_tokens": min(len(words), most)}
         message = {"role": "assistant", "content": text if len(words) <= most else " ".join(words[:most])}
         choice = {"message": message, "finish_reason": "stop" if len(words) <= most else "length"}
-        told: dict[str, Any] = {"id": "chatcmpl-1", "choices": [choice], "usage": usage}
+        told: dict[str, Any] = {"id": "chatcmpl-1", "object": "chat.completion", "choices": [choice], "usage": usage}
         if self.metered:
             receipt_id = f"{number:032x}"
             self._tokens[receipt_id] = usage["completion_tokens"]
@@ -78,7 +90,8 @@ class Upstream:
         return response
 
     async def _event(self, response: web.StreamResponse, told: dict[str, Any]) -> None:
-        await response.write(f"data: {json.dumps(told)}\n\n".encode())
+        chunk = {**told, "object": "chat.completion.chunk"}
+        await response.write(f"data: {json.dumps(chunk)}\n\n".encode())
 
     async def receipt(self, request: web.Request) -> web.Response:
         receipt_id = request.match_info["receipt_id"]
@@ -102,6 +115,9 @@ async def running(upstream: Upstream) -> AsyncIterator[str]:
     application = web.Application()
     application.add_routes(
         [
+            web.get("/health", upstream.health),
+            web.get("/version", upstream.version),
+            web.get("/metrics", upstream.metrics),
             web.get("/v1/models", upstream.models),
             web.post("/v1/chat/completions", upstream.chat),
             web.get("/energy/{receipt_id}", upstream.receipt),
