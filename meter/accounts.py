@@ -15,7 +15,7 @@ from etameter.books import UNLABELLED, Books, Increment, Owner
 from etameter.budgets import Draw
 from etameter.costs import Costs
 from etameter.curves import Curve
-from etameter.devices import Device, fit_key, gpus_of
+from etameter.devices import Device, fit_key, gpus_of, in_order
 from etameter.export.live import Running, key_of, seconds
 from etameter.gpu import Gpu, Settled
 from etameter.ledger import RequestRow, RequestValues, Resume, RunningValues, request_row, row_values
@@ -166,7 +166,7 @@ class Accounts:
 
     def _stage_of_each(self, header: RingHeader, stages: int) -> dict[str, int]:
         """The pipeline stage that a GPU works for: the engine names its GPUs in the order of its workers. What stands for all of them is the last."""
-        named = header.gpu_uuids
+        named = in_order(header, [self._devices[uuid] for uuid in self._gpus])
         return {
             uuid: stage_of(named.index(uuid), len(named), stages) if uuid in named else stages - 1
             for uuid in self._gpus
