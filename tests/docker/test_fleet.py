@@ -5,8 +5,9 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -171,10 +172,16 @@ def fleet(tmp_path: Path) -> Any:
         yield Fleet(tmp_path, stack)
 
 
+def _told(store: Store, metric: str, series: int = 1) -> Callable[[], bool]:
+    """Whether a store has so many. Each time it asks otherwise, because VictoriaMetrics keeps for ten seconds that there was none."""
+    number = count()
+    return lambda: len(store.asked(f'{metric}{{asked!="{next(number)}"}}')) >= series
+
+
 def _sums_alone(above: Store) -> None:
     """Of all replicas, by which cluster, node and instance they are, and no more than that."""
-    until(lambda: len(above.asked("etameter:meter_output_tokens:rate5m > 0")) == REPLICAS)
-    until(lambda: bool(above.asked("etameter:board_watts:rate5m")))
+    until(_told(above, "etameter:meter_output_tokens:rate5m", REPLICAS))
+    until(_told(above, "etameter:board_watts:rate5m"))
     sent = {each["metric"]["__name__"] for each in above.asked('count by (__name__) ({__name__!=""})')}
     assert all(name.startswith("etameter:") for name in sent if name.startswith("etameter"))
     assert not sent & {"etameter:gpu_watts:rate5m", "etameter:idle_share:rate5m"}
@@ -198,6 +205,7 @@ def _dashboard_shows(above: Store) -> None:
 def test_victoriametrics_of_all_clusters_has_the_sums_that_vmagent_sends_it(fleet: Fleet) -> None:
     above, below = fleet.victoria(), fleet.victoria()
     agent = fleet.vmagent(above, below)
+    until(_told(below, "etameter_gpu_info", 2 * REPLICAS))
     ruler = fleet.vmalert(below, agent)
     _sums_alone(above)
     _dashboard_shows(above)
