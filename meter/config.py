@@ -97,7 +97,12 @@ class MeterSection(_Section):
     classify: bool = Field(
         default=False,
         description="Find slack in responses. The server then tells the meter what was asked and answered, over the socket that only their user can open; "
-        "the texts are dropped once they are classified, and never logged or stored.",
+        "the texts are dropped once they are classified, and never logged; nor stored, but for `store_text`.",
+    )
+    store_text: bool = Field(
+        default=False,
+        description="Keep what `classify` reads, prompts and responses, in a file beside the ledger, which only its user can read, until `etameter archive` moves it: "
+        "for `etameter rescore`. It does nothing without `classify`.",
     )
 
 

@@ -1,4 +1,4 @@
-"""DuckDB's answer to a question about the archive and what is in the ledger still: tables `requests`, `balances`, `readings`."""
+"""DuckDB's answer to a question about the archive and what is in the ledger still, as one table each: see `tables`."""
 
 import math
 import sqlite3
@@ -13,14 +13,15 @@ import pyarrow as pa
 from etameter.errors import ArchiveError
 
 from .days import opened
-from .store import Store
-from .tables import READ, TABLES, Table, record_batches
+from .store import File, Store
+from .tables import ALL_TABLES, READ, Table, record_batches
 
 _CONFIG: Final[dict[str, str | bool | int | float | list[str]]] = {
     "autoinstall_known_extensions": False,
     "autoload_known_extensions": False,
 }
-_TABLES: Final = "the tables are requests, balances and readings: try `SELECT * FROM requests LIMIT 5`"
+_DAY: Final = "CAST(make_timestamp(CAST(wall_time * 1000000 AS BIGINT)) AS DATE)"
+_TABLES: Final = "the tables are requests, balances, readings, texts, rereadings and reattributions: try `SELECT * FROM requests LIMIT 5`"
 
 
 def asked(store: Store, ledger: Path | None, query: str) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
@@ -49,20 +50,25 @@ def asked(store: Store, ledger: Path | None, query: str) -> tuple[tuple[str, ...
 
 def _attach(connection: duckdb.DuckDBPyConnection, store: Store, ledger: Path | None) -> None:
     """The ledger first: a day that is moved meanwhile is in its copy, and at worst in a file, too."""
-    with closing(sqlite3.connect(":memory:") if ledger is None else opened(ledger, "ro")) as db:
-        db.execute("BEGIN")  # one moment for all tables
-        for table in TABLES:
-            here = READ[table.name](db, -math.inf, math.inf) if ledger else ()
-            _keep(connection, f"CREATE TABLE live_{table.name} AS", table.schema.empty_table())
-            for batch in record_batches(table, (read.values for read in here)):
-                _keep(connection, f"INSERT INTO live_{table.name}", pa.Table.from_batches([batch]))
+    copy_live(connection, ledger)
     files = store.files()
     if ledger is None and not files:
         raise ArchiveError(f"{store.location} holds no day", "name the place of the archive, or a ledger")
-    for table in TABLES:
-        own = store.addresses([file for file in files if file.table == table.name])
-        connection.execute(f"CREATE VIEW {table.name} AS {_all_of(table, own)}")
+    for table in ALL_TABLES:
+        own = [file for file in files if file.table == table.name]
+        connection.execute(f"CREATE VIEW {table.name} AS {all_of(connection, table, store, own)}")
     connection.execute(f"SET allowed_paths = {_texts(store.addresses(files))}")
+
+
+def copy_live(connection: duckdb.DuckDBPyConnection, ledger: Path | None) -> None:
+    """Into tables `live_…`, those of what the ledger never has among them."""
+    with closing(sqlite3.connect(":memory:") if ledger is None else opened(ledger, "ro")) as db:
+        db.execute("BEGIN")  # one moment for all tables
+        for table in ALL_TABLES:
+            here = READ[table.name](db, -math.inf, math.inf) if ledger and table.there else ()
+            _keep(connection, f"CREATE TABLE live_{table.name} AS", table.schema.empty_table())
+            for batch in record_batches(table, (read.values for read in here)):
+                _keep(connection, f"INSERT INTO live_{table.name}", pa.Table.from_batches([batch]))
 
 
 def _keep(connection: duckdb.DuckDBPyConnection, where: str, rows: pa.Table) -> None:
@@ -71,14 +77,34 @@ def _keep(connection: duckdb.DuckDBPyConnection, where: str, rows: pa.Table) -> 
     connection.unregister("rows_here")
 
 
-def _all_of(table: Table, files: Sequence[str]) -> str:
-    live = f"SELECT * FROM live_{table.name}"  # noqa: S608
-    if not files:
-        return live
+def all_of(connection: duckdb.DuckDBPyConnection, table: Table, store: Store, files: Sequence[File]) -> str:
+    """A SELECT of a table's rows, live ones and those of its files; each with its `day`, by which files are left unread."""
+    here = days_here(connection, table)
+    selects = [f"SELECT *, {_DAY if table.there else 'CAST(NULL AS DATE)'} AS day FROM live_{table.name}"]  # noqa: S608  # our own words
     same = " AND ".join(f"live.{column} = archived.{column}" for column in table.key)
+    for old in (True, False):  # apart, since their columns differ
+        for both in (True, False):
+            own = [file for file in files if (file.part is None) is old and (file.day in here) is both]
+            if not own:
+                continue
+            missing = f" WHERE NOT EXISTS (SELECT 1 FROM live_{table.name} AS live WHERE {same})" if both else ""  # noqa: S608
+            selects.append(f"SELECT * FROM ({rows_of(store.addresses(own))}) AS archived{missing}")  # noqa: S608
+    return " UNION ALL BY NAME ".join(selects)
+
+
+def days_here(connection: duckdb.DuckDBPyConnection, table: Table) -> frozenset[str]:
+    """Of which days there are live rows: one of them may be in a file of that day, too."""
+    if not table.there:
+        return frozenset()
+    found = connection.execute(f"SELECT DISTINCT strftime({_DAY}, '%Y-%m-%d') FROM live_{table.name}").fetchall()  # noqa: S608  # our own words
+    return frozenset(day for (day,) in found)
+
+
+def rows_of(addresses: Sequence[str]) -> str:
+    """A SELECT of files of one version."""
     return (
-        f"{live} UNION ALL BY NAME SELECT * FROM read_parquet({_texts(files)}, union_by_name = true) AS archived "  # noqa: S608
-        f"WHERE NOT EXISTS (SELECT 1 FROM live_{table.name} AS live WHERE {same})"
+        f"SELECT * EXCLUDE (filename), CAST(regexp_extract(filename, '.*/day=([0-9-]+)', 1) AS DATE) AS day "  # noqa: S608  # our own words
+        f"FROM read_parquet({_texts(addresses)}, filename = true, hive_partitioning = false)"
     )
 
 

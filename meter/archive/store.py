@@ -1,37 +1,75 @@
-"""Where the days lie: TABLE/day=YYYY-MM-DD.parquet in a folder or an object store."""
+"""Where the archive lies: TABLE/day=YYYY-MM-DD/PART.GENERATION.parquet in a folder or an object store.
 
+A part is what a day has of one model, whose name is in the file and only a hash of it in the file's name, because others choose it; or all that has no model.
+A file appears whole under a name that nobody has taken, and never changes: a writer that comes second finds the name taken, reads what the first one
+wrote, and writes the next generation. The latest generation of a part is what counts. The earlier ones stay until the next run, for whoever reads them.
+
+Version 1 had TABLE/day=YYYY-MM-DD.parquet, of all models together. It is read, and never written to.
+"""
+
+import hashlib
 import os
 import re
-from collections.abc import Sequence
+import secrets
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from etameter.errors import ArchiveError
 
-from .tables import TABLES, Table
+from .tables import ALL_TABLES, Table
 
-_NAME: Final = re.compile(r"day=(\d{4}-\d{2}-\d{2})\.parquet")
+ALL: Final = "all"
+"""The part of what has no model."""
+TRIES: Final = 3
+PAUSE_S: Final = 1.0
+"""Before the second try; twice as long before each that follows."""
+WAIT_S: Final = 30.0
+SLOWEST_BYTES_S: Final = 1 << 20
+"""A store that takes longer than `WAIT_S`, and a second for so many bytes, stalls."""
+_DAY_S: Final = 86_400
+_NAME: Final = re.compile(r"day=(\d{4}-\d{2}-\d{2})/(all|model-[0-9a-f]{16}|recording-[0-9a-f]{16})\.(\d{6})\.parquet")
+_OLD_NAME: Final = re.compile(r"day=(\d{4}-\d{2}-\d{2})\.parquet")
+
+_Answer = TypeVar("_Answer")
+
+
+def part_of(model: str | None) -> str:
+    """The part of a model. Two that had the same hash would share one, and still be told apart by what is in it."""
+    return ALL if model is None else f"model-{hashlib.sha256(model.encode()).hexdigest()[:16]}"
 
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """A table of a day."""
+    """A table's part of a day; `part` is None, and the generation 0, where version 1 wrote it."""
 
     table: str
     day: str
+    part: str | None
+    generation: int
     path: str
     size_bytes: int
 
+    @property
+    def name(self) -> str:
+        """What tells it apart from every other, wherever the archive lies."""
+        return f"{self.table}/day={self.day}/{self.part}.{self.generation:06}"
+
 
 class Store:
-    """A folder, or an object store's address such as s3://bucket/etameter. One ledger's alone: two that write the same day's file would lose rows.
+    """A folder, or an object store's address such as s3://bucket/etameter.
 
-    Its methods raise OSError where the store refuses.
+    Its methods raise OSError where the store refuses, or stalls (TimeoutError), and goes on doing so when it is tried again.
 
     Raises:
         ArchiveError: nobody knows this kind of address.
@@ -45,48 +83,49 @@ class Store:
             raise ArchiveError(
                 f"{location} is no place that can be written ({error})", "name a folder, or install what reads it"
             ) from error
+        self._local = isinstance(self.system, LocalFileSystem)
 
     def files(self) -> list[File]:
-        """Oldest day first; what else lies there is passed over."""
-        found = []
-        for table in TABLES:
-            folder = self._folder(table)
-            self.system.invalidate_cache(folder)
+        """The latest of each part, oldest day first; what else lies there is passed over."""
+        return _latest(self._all_files())
+
+    def parts(self, table: Table, day: str) -> dict[str | None, File]:
+        """What a table has of a day; under None what version 1 wrote."""
+        return {file.part: file for file in _latest(self._in(table)) if file.day == day}
+
+    def fetch(self, file: File, target: Path) -> None:
+        """Copies a file here."""
+        self._ask(partial(self.system.get_file, file.path, str(target)), file.size_bytes)
+
+    def publish(self, source: Path, table: Table, day: str, part: str, generation: int) -> None:
+        """Puts a file in its place, whole or not at all.
+
+        Raises:
+            FileExistsError: somebody else has this generation, or a later one.
+        """
+        path = Path(self._root, table.name, f"day={day}", f"{part}.{generation:06}.parquet")
+        if self._local:
+            _link(source, path)
+        else:  # the store itself sees to it that an object is there whole, and nobody else's
+            size_bytes = source.stat().st_size
+            self._ask(partial(self.system.put_file, str(source), str(path), mode="create"), size_bytes)
+        latest = self.parts(table, day)[part]
+        if latest.generation != generation:  # the name was free because somebody has tidied up after a later one
+            raise FileExistsError(f"{latest.path} is later")
+
+    def tidy(self) -> None:
+        """Removes what later generations stand for, and what killed writers have left in a folder for more than a day."""
+        found = self._all_files()
+        for file in set(found) - set(_latest(found)):
+            self._remove(file)
+        for left in Path(self._root).glob("*/day=*/.*.parquet.*") if self._local else ():
             with suppress(FileNotFoundError):
-                for told in self.system.ls(folder, detail=True):
-                    path = str(told["name"])
-                    if named := _NAME.fullmatch(path.rsplit("/", 1)[-1]):
-                        found += [File(table.name, named[1], path, int(told["size"]))]
-        return sorted(found, key=lambda file: (file.day, file.table))
-
-    def fetch(self, table: Table, day: str, target: Path) -> bool:
-        """Copies a day's file, if it is there."""
-        path = f"{self._folder(table)}/{_name(day)}"
-        if not self.system.exists(path):
-            return False
-        self.system.get_file(path, str(target))
-        return True
-
-    def publish(self, source: Path, table: Table, day: str) -> None:
-        """Puts a day's file in its place, in place of the one that may be there: whole or not at all."""
-        folder = self._folder(table)
-        building, path = f"{folder}/.{_name(day)}", f"{folder}/{_name(day)}"
-        self.system.makedirs(folder, exist_ok=True)
-        try:
-            self.system.put_file(str(source), building)
-            self.system.invalidate_cache(folder)
-            self._check(building, source.stat().st_size)
-            self._keep(building)
-            self.system.mv(building, path)
-            self._keep(folder)
-        except OSError:
-            with suppress(OSError):
-                self.system.rm_file(building)
-            raise
+                if time.time() - left.stat().st_mtime > _DAY_S:
+                    left.unlink()
 
     def retire(self, oldest_day: str | None, most_bytes: int | None) -> list[str]:
         """Removes the days before `oldest_day`, and then the oldest until no more than `most_bytes` are left. Says which."""
-        files = self.files()
+        files = self._all_files()
         size_bytes = sum(file.size_bytes for file in files)
         gone = []
         for day in sorted({file.day for file in files}):
@@ -96,34 +135,138 @@ class Store:
                 break
             for file in files:
                 if file.day == day:
-                    self.system.rm_file(file.path)
+                    self._remove(file)
                     size_bytes -= file.size_bytes
             gone.append(day)
         return gone
 
     def addresses(self, files: Sequence[File]) -> list[str]:
         """As DuckDB takes them."""
-        local = isinstance(self.system, LocalFileSystem)
-        return [file.path if local else str(self.system.unstrip_protocol(file.path)) for file in files]
+        return [file.path if self._local else str(self.system.unstrip_protocol(file.path)) for file in files]
 
-    def _folder(self, table: Table) -> str:
-        return f"{self._root}/{table.name}"
+    def _all_files(self) -> list[File]:
+        return [file for table in ALL_TABLES for file in self._in(table)]
 
-    def _check(self, path: str, wanted_bytes: int) -> None:
-        size_bytes = self.system.info(path)["size"]
-        if size_bytes != wanted_bytes:
-            raise OSError(f"{size_bytes} of {wanted_bytes} bytes of {path} arrived")
+    def _in(self, table: Table, day: str | None = None) -> list[File]:
+        folder = f"{self._root}/{table.name}"
+        self.system.invalidate_cache()
+        if day is None:
+            told = self._ask(partial(self._under, folder))
+        else:
+            told = self._ask(partial(self._under, f"{folder}/day={day}"))
+            told |= self._ask(partial(self._at, f"{folder}/day={day}.parquet"))
+        named = (_file(table.name, path.removeprefix(f"{folder}/"), path, size) for path, size in told.items())
+        return [file for file in named if file is not None]
 
-    def _keep(self, path: str) -> None:
-        """On the disk, before the ledger forgets it; an object store does so itself."""
-        if not isinstance(self.system, LocalFileSystem):
-            return
-        descriptor = os.open(path, os.O_RDONLY)
+    def _under(self, folder: str) -> dict[str, int]:
+        """Sizes in bytes of what lies there, by path. A folder that can't be read is an error: what isn't seen would be written anew."""
+        if not self._local:
+            return {path: int(told["size"] or 0) for path, told in self.system.find(folder, detail=True).items()}
+        if not Path(folder).is_dir():
+            return {}
+        found: dict[str, int] = {}
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                with suppress(FileNotFoundError):  # a file that is being written, and has got its name
+                    found |= self._under(entry.path) if entry.is_dir() else {entry.path: entry.stat().st_size}
+        return found
+
+    def _at(self, path: str) -> dict[str, int]:
         try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+            return {path: int(self.system.info(path)["size"])}
+        except FileNotFoundError:
+            return {}
+
+    def _remove(self, file: File) -> None:
+        with suppress(FileNotFoundError):
+            self._ask(partial(self.system.rm_file, file.path))
+
+    def _ask(self, call: Callable[[], _Answer], size_bytes: int = 0) -> _Answer:
+        """Tries an object store a few times, and waits each time no longer than the size allows. A folder is asked once, and waited for."""
+        if self._local:
+            return call()
+        tried = 1
+        while True:
+            try:
+                return _bounded(call, WAIT_S + size_bytes / SLOWEST_BYTES_S)
+            except (FileNotFoundError, FileExistsError, PermissionError):
+                raise  # it has answered
+            except OSError:
+                if tried == TRIES:
+                    raise
+                time.sleep(PAUSE_S * 2 ** (tried - 1))
+                tried += 1
 
 
-def _name(day: str) -> str:
-    return f"day={day}.parquet"
+class _Asked(threading.Thread, Generic[_Answer]):
+    """A call that nobody has to wait for: one that stalls ends with the process."""
+
+    def __init__(self, call: Callable[[], _Answer]) -> None:
+        super().__init__(name="etameter-store", daemon=True)
+        self._call = call
+        self.failure: Exception | None = None
+        self.answers: list[_Answer] = []
+
+    def run(self) -> None:
+        try:
+            self.answers.append(self._call())
+        except _refusals() as failure:
+            self.failure = failure
+
+
+def _bounded(call: Callable[[], _Answer], seconds: float) -> _Answer:
+    """Raises OSError, and TimeoutError where the answer takes longer."""
+    asked = _Asked(call)
+    asked.start()
+    asked.join(seconds)
+    if asked.is_alive():
+        raise TimeoutError(f"no answer in {seconds:.0f} s")
+    if isinstance(asked.failure, OSError):
+        raise asked.failure
+    if asked.failure is not None:
+        raise OSError(str(asked.failure)) from asked.failure
+    (answer,) = asked.answers
+    return answer
+
+
+def _refusals() -> tuple[type[Exception], ...]:
+    """What a store's refusals come as; those of S3 are no OSError where it can't be reached."""
+    amazon = sys.modules.get("botocore.exceptions")
+    return (OSError,) if amazon is None else (OSError, amazon.BotoCoreError)
+
+
+def _link(source: Path, path: Path) -> None:
+    """To a name that nobody has, and on the disk before the ledger forgets it. Raises FileExistsError."""
+    folder = path.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    building = folder / f".{path.name}.{secrets.token_hex(4)}"
+    try:
+        shutil.copyfile(source, building)
+        _keep(building)
+        os.link(building, path)
+    finally:
+        building.unlink(missing_ok=True)
+    for kept in (folder, folder.parent, folder.parent.parent):
+        _keep(kept)
+
+
+def _keep(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _file(table: str, name: str, path: str, size_bytes: int) -> File | None:
+    if old := _OLD_NAME.fullmatch(name):
+        return File(table, old[1], None, 0, path, size_bytes)
+    if named := _NAME.fullmatch(name):
+        return File(table, named[1], named[2], int(named[3]), path, size_bytes)
+    return None
+
+
+def _latest(files: Iterable[File]) -> list[File]:
+    """Of each part, in order of days."""
+    ordered = sorted(files, key=lambda file: (file.day, file.table, file.part or "", file.generation))
+    return list({(file.day, file.table, file.part): file for file in ordered}.values())

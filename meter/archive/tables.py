@@ -4,21 +4,29 @@
     balances  a row an interval of a board; joules that nobody was charged for by cause
     readings  a row a response and tier that was classified, with its categories; `deep` where a judge read it
 
-A receipt may have requests of several days: what was found in it goes with the last of them that the ledger has.
+    texts     a row a response of which the texts were stored, with what was asked; only where `[meter] store_text` wants it
+
+A receipt may have requests of several days: what was found in it goes with the last of them that the ledger has. Rows come by model,
+so that each model's make one file. What `etameter rescore` computes anew stands beside that, and never in its place:
+
+    rereadings      as readings, of the stored texts; `scorer` says by which version and weights
+    reattributions  figures of requests as this version attributes them, from a recording
 """
 
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from heapq import merge
 from itertools import islice
 from typing import Any, Final
 
 import pyarrow as pa
 
-FORMAT: Final = 1
+FORMAT: Final = 2
+"""1 had no model in `readings`, and no texts."""
 KEY: Final = b"etameter"
-BATCH_ROWS: Final = 10_000
+BATCH_ROWS: Final = 20_000
 
 Row = tuple[Any, ...]
 _KINDS: Final[Mapping[str, pa.DataType]] = {
@@ -26,6 +34,7 @@ _KINDS: Final[Mapping[str, pa.DataType]] = {
     "int": pa.int64(),
     "real": pa.float64(),
     "bool": pa.bool_(),
+    "texts": pa.list_(pa.string()),
     "causes": pa.map_(pa.string(), pa.float64()),
     "categories": pa.list_(
         pa.struct(
@@ -51,7 +60,17 @@ _BALANCES: Final = (
 )
 _READINGS: Final = (
     "receipt_id:text deep:bool lenient_at_most:real low:real high:real unclassified:real method:text reliability:real? "
-    "unit:text strict:real? lenient:real? categories:categories source:text wall_time:real"
+    "unit:text strict:real? lenient:real? categories:categories source:text wall_time:real model:text?"
+)
+_TEXTS: Final = "receipt_id:text prompts:texts responses:texts pieces:text? wall_time:real model:text?"
+_REREADINGS: Final = (
+    "receipt_id:text lenient_at_most:real low:real high:real unclassified:real method:text reliability:real? "
+    "unit:text strict:real? lenient:real? categories:categories wall_time:real model:text? scorer:text"
+)
+_REATTRIBUTIONS: Final = (
+    "boot_id:text engine:text engine_started_ns:int number:int model:text arm:text prompt_tokens:int output_tokens:int "
+    "prompt_j:real output_j:real marginal_j:real recomputed_j:real draft_waste_j:real avoided_j:real error_j:real "
+    "method:text source:text recording:text scorer:text"
 )
 
 
@@ -78,7 +97,7 @@ def requests(db: sqlite3.Connection, low: float, high: float) -> Iterator[Read]:
     columns = ", ".join(f"requests.{name}" for name in REQUESTS.schema.names[:-1])
     found = db.execute(
         f"SELECT requests.rowid, wastes.rowid, {columns}, waste FROM requests LEFT JOIN wastes USING (receipt_id) "  # noqa: S608  # our own words
-        "WHERE wall_time >= ? AND wall_time < ?",
+        "WHERE wall_time >= ? AND wall_time < ? ORDER BY model",
         (low, high),
     )
     settled = REQUESTS.schema.names.index("settled")
@@ -96,24 +115,49 @@ def balances(db: sqlite3.Connection, low: float, high: float) -> Iterator[Read]:
 
 
 def readings(db: sqlite3.Connection, low: float, high: float) -> Iterator[Read]:
+    return merge(
+        _readings(db, low, high, deep=False), _readings(db, low, high, deep=True), key=lambda read: read.values[-1]
+    )
+
+
+def _readings(db: sqlite3.Connection, low: float, high: float, *, deep: bool) -> Iterator[Read]:
+    etas, slack = ("eta_deep", "slack_deep") if deep else ("eta", "slack")
     columns = ", ".join(f"eta.{name}" for name in READINGS.schema.names[2:11])
-    for deep, etas, slack in ((0, "eta", "slack"), (1, "eta_deep", "slack_deep")):
-        found = db.execute(
-            f"SELECT eta.rowid, eta.receipt_id, {columns}, max(source), max(wall_time) "  # noqa: S608  # our own words
-            f"FROM requests JOIN {etas} AS eta USING (receipt_id) WHERE wall_time >= ?1 AND wall_time < ?2 "
-            "AND NOT EXISTS (SELECT 1 FROM requests AS other WHERE other.receipt_id = requests.receipt_id "
-            "AND NOT (other.wall_time >= ?1 AND other.wall_time < ?2)) GROUP BY eta.receipt_id",
-            (low, high),
-        )
-        for rowid, receipt_id, *values, source, wall_time in found:
-            categories = [
-                dict(zip(("category", "share", "joule_share", "marginal_share"), row, strict=True))
-                for row in db.execute(
-                    f"SELECT category, share, joule_share, marginal_share FROM {slack} WHERE receipt_id = ?",  # noqa: S608
-                    (receipt_id,),
-                )
-            ]
-            yield Read(rowid, deep, (receipt_id, bool(deep), *values, categories, source, wall_time))
+    found = db.execute(
+        f"SELECT eta.rowid, eta.receipt_id, {columns}, max(source), max(wall_time), max(model) AS model "  # noqa: S608  # our own words
+        f"FROM requests JOIN {etas} AS eta USING (receipt_id) WHERE wall_time >= ?1 AND wall_time < ?2 "
+        "AND NOT EXISTS (SELECT 1 FROM requests AS other WHERE other.receipt_id = requests.receipt_id "
+        "AND NOT (other.wall_time >= ?1 AND other.wall_time < ?2)) GROUP BY eta.receipt_id ORDER BY model",
+        (low, high),
+    )
+    for rowid, receipt_id, *values, source, wall_time, model in found:
+        categories = [
+            dict(zip(("category", "share", "joule_share", "marginal_share"), row, strict=True))
+            for row in db.execute(
+                f"SELECT category, share, joule_share, marginal_share FROM {slack} WHERE receipt_id = ?",  # noqa: S608
+                (receipt_id,),
+            )
+        ]
+        yield Read(rowid, int(deep), (receipt_id, deep, *values, categories, source, wall_time, model))
+
+
+def texts(db: sqlite3.Connection, low: float, high: float) -> Iterator[Read]:
+    """Those told from `low` to before `high`; of what model, its request in the ledger says."""
+    if not texts_attached(db):
+        return
+    found = db.execute(
+        "SELECT rowid, receipt_id, prompts, responses, pieces, wall_time, (SELECT max(model) FROM requests "
+        "WHERE requests.receipt_id = texts.receipt_id) AS model FROM stored.texts "
+        "WHERE wall_time >= ? AND wall_time < ? ORDER BY model",
+        (low, high),
+    )
+    for rowid, receipt_id, prompts, responses, *values in found:
+        yield Read(rowid, None, (receipt_id, json.loads(prompts), json.loads(responses), *values))
+
+
+def texts_attached(db: sqlite3.Connection) -> bool:
+    """As `stored`, to the ledger."""
+    return "stored" in (name for _, name, _ in db.execute("PRAGMA database_list"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +167,8 @@ class Table:
     name: str
     schema: pa.Schema
     key: tuple[str, ...]
-    there: str
+    there: str = ""
+    """Empty where the ledger has no such table."""
 
 
 REQUESTS: Final = Table(
@@ -145,8 +190,19 @@ READINGS: Final = Table(
     "SELECT 1 FROM (SELECT receipt_id, 0 AS deep FROM eta UNION ALL SELECT receipt_id, 1 FROM eta_deep) "
     "WHERE receipt_id = ? AND deep = ?",
 )
-TABLES: Final = (REQUESTS, BALANCES, READINGS)
-READ: Final = {"requests": requests, "balances": balances, "readings": readings}
+TEXTS: Final = Table(
+    "texts", _schema("texts", _TEXTS), ("receipt_id",), "SELECT 1 FROM stored.texts WHERE receipt_id = ?"
+)
+REREADINGS: Final = Table("rereadings", _schema("rereadings", _REREADINGS), ("receipt_id",))
+REATTRIBUTIONS: Final = Table(
+    "reattributions",
+    _schema("reattributions", _REATTRIBUTIONS),
+    ("boot_id", "engine", "engine_started_ns", "number", "recording"),
+)
+TABLES: Final = (REQUESTS, BALANCES, READINGS, TEXTS)
+"""What is moved out of the ledger."""
+ALL_TABLES: Final = (*TABLES, REREADINGS, REATTRIBUTIONS)
+READ: Final = {"requests": requests, "balances": balances, "readings": readings, "texts": texts}
 
 
 def record_batches(table: Table, rows: Iterable[Row]) -> Iterator[pa.RecordBatch]:
@@ -156,3 +212,15 @@ def record_batches(table: Table, rows: Iterable[Row]) -> Iterator[pa.RecordBatch
         columns = zip(*some, strict=True)
         arrays = [pa.array(column, field.type) for column, field in zip(columns, table.schema, strict=True)]
         yield pa.RecordBatch.from_arrays(arrays, schema=table.schema)
+
+
+def model_of(table: Table, values: Row) -> str | None:
+    """Of a row; None where its table has none, or it isn't known."""
+    names = table.schema.names
+    return values[names.index("model")] if "model" in names else None
+
+
+def told_of(schema: pa.Schema) -> Mapping[str, Any]:
+    """What a file says of itself; nothing where it isn't ours."""
+    told: Mapping[str, Any] = json.loads((schema.metadata or {}).get(KEY, b"{}"))
+    return told

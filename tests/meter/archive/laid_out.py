@@ -1,14 +1,17 @@
 """A ledger over some days, and all its rows as they are wherever they lie."""
 
+import json
+import shutil
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from etameter.archive.store import Store
-from etameter.archive.tables import READ, TABLES
+from etameter.archive.tables import KEY, READ, TABLES
 from etameter.ledger import Ledger, RequestRow, Resume, row_values
 from etameter.records import Balance, Source
 from etameter.slack.reading import DEEP, Reading
@@ -48,9 +51,13 @@ def reading(receipt_id: str, method: str = "fast") -> Reading:
     return Reading(receipt_id, 0.75, (0.5, 0.8), 0.1, method, None, shares, "tokens", 0.6, None, spent)
 
 
-def settle(ledger: Ledger, number: int, days_back: float, *, boot: str = BOOT, settled: bool = True) -> None:
+def settle(
+    ledger: Ledger, number: int, days_back: float, *, boot: str = BOOT, settled: bool = True, model: str | None = None
+) -> None:
     """A batch of that time: a request, an interval, and what was found in another tier each."""
     one = request(number, settled=settled, source=("measured", "simulated")[number % 5 == 4])
+    if model is not None:
+        one = replace(one, record=replace(one.record, model=model))
     receipt_id = one.record.receipt_id
     assert receipt_id is not None
     found = [reading(receipt_id, method) for method in ("fast", DEEP)[: number % 3]]
@@ -88,15 +95,33 @@ def in_archive(store: Store, folder: Path) -> Rows:
     rows: Rows = {table.name: {} for table in TABLES}
     for file in store.files():
         (table,) = (each for each in TABLES if each.name == file.table)
-        store.fetch(table, file.day, folder / "fetched")
+        store.fetch(file, folder / "fetched")
         read = pq.read_table(folder / "fetched", partitioning=None)
-        assert read.schema.equals(table.schema)
-        assert read.schema.metadata == table.schema.metadata
+        if file.part is None:  # which said less of readings
+            if table.name == "readings":
+                read = read.append_column("model", pa.array([request(0).record.model] * len(read)))
+        else:
+            assert read.schema.equals(table.schema)
+            assert read.schema.metadata == table.schema.metadata
         for values in zip(*(column.to_pylist() for column in read.columns), strict=True):
             key = tuple(values[table.schema.names.index(each)] for each in table.key)
             assert key not in rows[table.name]
             rows[table.name][key] = _plain(values)
     return rows
+
+
+def as_version_1(store: Store, folder: Path) -> None:
+    """The same archive, as it was laid out before there were parts."""
+    for file in store.files():
+        (table,) = (each for each in TABLES if each.name == file.table)
+        store.fetch(file, folder / "fetched")
+        read = pq.read_table(folder / "fetched", partitioning=None)
+        if table.name == "readings":
+            read = read.drop_columns(["model"])
+        about = {KEY: json.dumps({"table": table.name, "format": 1})}
+        place = Path(file.path).parent
+        shutil.rmtree(place)
+        pq.write_table(read.replace_schema_metadata(about), f"{place}.parquet")
 
 
 def together(ledger: Rows, archive: Rows) -> Rows:

@@ -35,7 +35,7 @@ def test_it_says_what_went_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         "2024-09-25 archived: 1 requests, 1 balances, 2 readings",
         "2024-09-26 archived: 1 requests, 1 balances, 1 readings",
     ]
-    assert len(list((tmp_path / "archive").glob("*/day=*.parquet"))) == 11
+    assert len(list((tmp_path / "archive").glob("*/day=*/*.000001.parquet"))) == 11
     monkeypatch.setenv("ETAMETER_METER__ARCHIVE_DAYS", "9")
     limits = "the limits are archive_days and archive_bytes"
     assert said("--ledger", "ledger.db") == [

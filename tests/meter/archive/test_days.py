@@ -1,4 +1,6 @@
 import math
+import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -10,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,14 +21,17 @@ from hypothesis import strategies as st
 from etameter import archived
 from etameter.archive import days
 from etameter.archive.days import archive
-from etameter.archive.store import Store
+from etameter.archive.query import asked
+from etameter.archive.store import Store, part_of
 from etameter.archive.tables import record_batches
 from etameter.errors import ArchiveError, MeterBusy
 from etameter.ledger import Ledger, Resume, Totals
 from etameter.locks import hold_lock
+from etameter.texts import Texts, stored_beside
 from tests.meter.archive.laid_out import (
     BOOT,
     NOW_S,
+    as_version_1,
     at,
     filled,
     in_archive,
@@ -38,6 +45,8 @@ from tests.meter.archive.laid_out import (
 from tests.meter.test_ledger import written
 
 pytestmark = pytest.mark.unit
+
+PART = part_of(request(0).record.model)
 
 
 class Killed(BaseException):
@@ -69,9 +78,15 @@ def test_whole_days_that_are_due_move_and_the_rest_stays(tmp_path: Path) -> None
         ("2024-09-26", {"requests": 1, "balances": 1, "readings": 2}),
         ("2024-09-27", {"requests": 1, "balances": 1, "readings": 0}),
     ]
-    assert sorted(path.name for path in (tmp_path / "archive" / "requests").iterdir()) == [
-        f"day=2024-09-{day}.parquet" for day in (25, 26, 27)
-    ]
+    assert sorted(str(path.relative_to(tmp_path / "archive")) for path in tmp_path.glob("archive/*/*/*")) == sorted(
+        f"{table}/day=2024-09-{day}/{part}.000001.parquet"
+        for table, part, days in (
+            ("balances", "all", (25, 26, 27)),
+            ("requests", PART, (25, 26, 27)),
+            ("readings", PART, (25, 26)),
+        )
+        for day in days
+    )
     left, gone = in_ledger(ledger), in_archive(store, tmp_path)
     assert [len(left[name]) + len(gone[name]) for name in before] == [len(before[name]) for name in before]
     assert together(left, gone) == before
@@ -130,7 +145,7 @@ def test_killed_within_a_step_nothing_of_it_is_there(
     def killed(*_: object) -> None:
         raise Killed
 
-    where = [(days, "record_batches"), (store.system, "mv"), (archived, "add")][step]
+    where = [(days, "record_batches"), (os, "link"), (archived, "add")][step]
     with monkeypatch.context() as patched:
         patched.setattr(*where, killed)
         with pytest.raises(Killed):
@@ -148,7 +163,7 @@ VICTIM = """
 import os, signal, sys
 from pathlib import Path
 from etameter.archive import days
-from etameter.archive.store import Store
+from etameter.archive.store import Store, part_of
 from tests.meter.archive.laid_out import BOOT, NOW_S
 days.DELETED_ROWS = 2
 steps = iter(range(100))
@@ -261,40 +276,37 @@ def test_an_object_store_holds_the_same(tmp_path: Path) -> None:
     try:
         assert in_archive(store, tmp_path) == before
         listed = fsspec.filesystem("memory").find("/test-days")
-        assert all("/day=2024-09-" in path for path in listed), "nothing half is left"
+        assert all(".000001.parquet" in path for path in listed), "nothing half is left"
     finally:
         fsspec.filesystem("memory").rm("/test-days", recursive=True)
     ledger.close()
 
 
-@pytest.mark.parametrize("fault", ["full", "short"])
-def test_a_store_that_fails_changes_nothing(tmp_path: Path, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_is_full_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ledger, store = filled(tmp_path / "ledger.db", [8.0, 8.0]), Store(str(tmp_path / "archive"))
     before, totals = in_ledger(ledger), ledger.totals()
 
-    def put(source: str, target: str) -> None:
-        Path(target).write_bytes(b"half")
-        if fault == "full":
-            raise OSError(28, "No space left on device")
+    def copied(source: Path, target: Path) -> None:
+        target.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(store.system, "put_file", put)
-        with pytest.raises(ArchiveError, match="No space left" if fault == "full" else "4 of .* bytes"):
+        patched.setattr(shutil, "copyfile", copied)
+        with pytest.raises(ArchiveError, match="No space left"):
             run(ledger.path, store)
     assert (in_ledger(ledger), ledger.totals()) == (before, totals)
-    assert not list((tmp_path / "archive" / "requests").iterdir()), "what was begun takes no room"
+    assert not [path for path in (tmp_path / "archive").rglob("*") if path.is_file()], "what was begun takes no room"
     ledger.close()
 
 
+@pytest.mark.parametrize("old", [True, False])
 @pytest.mark.parametrize("was", [b"no parquet", None])
-def test_a_damaged_file_of_the_day_is_left_as_it_is(tmp_path: Path, was: bytes | None) -> None:
+def test_a_damaged_file_of_the_day_is_left_as_it_is(tmp_path: Path, was: bytes | None, old: bool) -> None:
     ledger, store = filled(tmp_path / "ledger.db", [8.0, 8.0]), Store(str(tmp_path / "archive"))
-    (tmp_path / "archive" / "requests").mkdir(parents=True)
-    file = tmp_path / "archive" / "requests" / "day=2024-09-26.parquet"
+    name = "day=2024-09-26.parquet" if old else f"day=2024-09-26/{PART}.000007.parquet"
+    file = tmp_path / "archive" / "requests" / name
+    file.parent.mkdir(parents=True)
     if was is None:  # another's
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         pq.write_table(pa.table({"x": [1]}), file)
         was = file.read_bytes()
     file.write_bytes(was)
@@ -303,6 +315,68 @@ def test_a_damaged_file_of_the_day_is_left_as_it_is(tmp_path: Path, was: bytes |
         run(ledger.path, store)
     assert in_ledger(ledger) == before
     assert file.read_bytes() == was
+    ledger.close()
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_days_that_version_1_archived_stay_where_they_are(tmp_path: Path, killed: bool) -> None:
+    ledger, store = filled(tmp_path / "ledger.db", [8.0] * 4), Store(str(tmp_path / "archive"))
+    before = in_ledger(ledger)
+    shutil.copy(tmp_path / "ledger.db", tmp_path / "killed.db")
+    shutil.copy(tmp_path / "ledger.db-wal", tmp_path / "killed.db-wal")
+    run(ledger.path, store)
+    as_version_1(store, tmp_path)
+    if killed:  # before any row was out of the ledger
+        ledger.close()
+        ledger = Ledger(tmp_path / "killed.db")
+    settle(ledger, 7, 8.0)
+    late = {
+        name: {key: row for key, row in rows.items() if key not in before[name]}
+        for name, rows in in_ledger(ledger).items()
+    }
+    query = "SELECT count(*), count(DISTINCT number) FROM requests WHERE day = DATE '2024-09-26'"
+    assert asked(store, ledger.path, query)[1] == [(5, 5)]
+    run(ledger.path, store)
+    assert not in_ledger(ledger)["requests"]
+    assert in_archive(store, tmp_path) == together(late, before)
+    assert asked(store, None, query)[1] == [(5, 5)]
+    assert {file.generation for file in store.files()} == {0, 1}
+    ledger.close()
+
+
+def test_each_model_has_a_file_of_its_own(tmp_path: Path) -> None:
+    ledger, store = Ledger(tmp_path / "ledger.db"), Store(str(tmp_path / "archive"))
+    names = ["a", "../b", "c/d"]
+    for number in range(6):
+        settle(ledger, number, 8.0, model=names[number % 3])
+    before = in_ledger(ledger)
+    run(ledger.path, store)
+    assert in_archive(store, tmp_path) == before
+    parts = {file.part: file for file in store.files() if file.table == "requests"}
+    assert set(parts) == {part_of(name) for name in names}
+    for name in names:
+        assert set(pq.read_table(parts[part_of(name)].path, partitioning=None)["model"].to_pylist()) == {name}
+    assert {file.part for file in store.files() if file.table == "balances"} == {"all"}
+    ledger.close()
+
+
+def test_texts_move_with_their_day(tmp_path: Path) -> None:
+    ledger, store = filled(tmp_path / "ledger.db", [8.0, 8.0, 0.0]), Store(str(tmp_path / "archive"))
+    texts = Texts(stored_beside(ledger.path))
+    for number, back in ((0, 8.0), (1, 8.0), (2, 0.0)):
+        told = {"prompts": ["Why?"], "responses": [f"Because of {number}."], "pieces": [[len("Because of 0."), 5]]}
+        texts.add(f"{number:032x}", told, at(back))
+    texts.add("ff" * 16, {"reason": "no_text"}, at(8.0))
+    query = "SELECT receipt_id, responses[1], model FROM texts ORDER BY ALL"
+    for _ in range(2):
+        (moved, *_none) = [*run(ledger.path, store), None]
+        assert moved is None or moved.rows["texts"] == 2
+        model = request(0).record.model
+        assert asked(store, ledger.path, query)[1] == [
+            (f"{number:032x}", f"Because of {number}.", model) for number in range(3)
+        ]
+    assert [row[0] for row in asked(store, None, query)[1]] == [f"{number:032x}" for number in range(2)]
+    texts.close()
     ledger.close()
 
 

@@ -73,7 +73,7 @@ def test_a_row_in_both_counts_once(tmp_path: Path, store: Store) -> None:
         "SELEC",
         "COPY requests TO '{}/stolen'",
         "WITH a AS (COPY requests TO '{}/stolen') SELECT 1",
-        "WITH a AS (COPY (SELECT 7 AS x) TO '{}/archive/requests/day=2024-09-26.parquet' (USE_TMP_FILE false)) SELECT 1",
+        "WITH a AS (COPY (SELECT 7 AS x) TO '{}/archive/requests/day=2024-09-26/all.000002.parquet' (USE_TMP_FILE false)) SELECT 1",
         "SELECT 1) UNION ALL (SELECT 2",
         "SELECT 1 --\n); SELECT (2",
         "SELECT 1; SELECT 2",
@@ -102,7 +102,7 @@ def test_a_damaged_file_is_told(tmp_path: Path) -> None:
     ledger, store = filled(tmp_path / "ledger.db", [8.0]), Store(str(tmp_path / "archive"))
     run(ledger.path, store)
     (tmp_path / "archive" / "requests" / "day=2024-09-26.parquet").write_bytes(b"no parquet, and long enough")
-    with pytest.raises(ArchiveError, match=r"day=2024-09-26.parquet"):
+    with pytest.raises(ArchiveError, match=r"day=2024-09-26\.parquet"):
         asked(store, ledger.path, SUMS)
     ledger.close()
 
