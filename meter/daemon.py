@@ -54,6 +54,7 @@ from etameter.locks import hold_lock
 from etameter.neighbours import foreign
 from etameter.nodes.node import Node, open_nodes
 from etameter.nodes.samplers import Samplers
+from etameter.pushing import otlp_of
 from etameter.readings import Found
 from etameter.recording import Recorder
 from etameter.records import Source, weakest
@@ -63,7 +64,6 @@ from etameter.slack import fast
 from etameter.slack.labels import WASTES
 from etameter.slack.reading import Reading
 from etameter.unwritten import Unwritten
-from etameter.texts import Texts, stored_beside
 
 logger = logging.getLogger("etameter")
 
@@ -191,8 +191,6 @@ class Meter:
         )
         self._audits = Audits(self._metrics, self._classifier, self._receipts)
         self._auditing = Auditing(settings.eta, self._audits, on=settings.meter.classify)
-        stores = settings.meter.classify and settings.meter.store_text
-        self._stored = Texts(stored_beside(settings.ledger)) if stores else None
         self._public_ids = PublicIds()
         self._socket = MiddlewareSocket(
             socket,
@@ -217,6 +215,7 @@ class Meter:
         self._host = HostMeter(HostCounters(packages=self._kind != "rapl"), time.monotonic_ns())
         self._unwritten = Unwritten()
         self._budgets = Budgets(settings.budgets, self._source, self._ledger.spent(time.time() - LONGEST_S))
+        self._otlp = None if recording is not None else otlp_of(settings.otlp.endpoint, self._metrics, self._counters)
         self._caught_up = False
         self._work = asyncio.Event()
         self._stopping = False
@@ -241,6 +240,8 @@ class Meter:
             await self._socket.start()
             await self._listen(runner)
             self._samplers.start()
+            if self._otlp is not None:
+                self._otlp.start()
             writing = asyncio.create_task(self._keep_writing())
             tick = 0
             while not stop.is_set():
@@ -262,6 +263,8 @@ class Meter:
                     "the thread that reads the counters has died", "see the log, and start the meter again"
                 )
         finally:
+            if self._otlp is not None:
+                await asyncio.to_thread(self._otlp.stop)
             await runner.cleanup()
             await self._socket.stop()
             self._classifier.stop()
@@ -272,8 +275,6 @@ class Meter:
     async def _listen(self, runner: web.AppRunner) -> None:
         await runner.setup()
         host, port = self._settings.meter.host, self._settings.meter.port
-            if self._stored is not None:
-                self._stored.close()
         try:
             await web.TCPSite(runner, host, port).start()
             port = runner.addresses[0][1]  # 0 has become one that was free
@@ -468,6 +469,8 @@ class Meter:
             dropped=sum(each.backlog.dropped for each in (self._classifier, self._claims, self._audits))
         )
         self._audits.look()
+        if self._otlp is not None:
+            self._metrics.exports(self._otlp.outcomes)
         if self._budgets:
             standing = self._budgets.standings(time.time())
             self._metrics.budgets(standing)
@@ -514,8 +517,6 @@ class Meter:
         return None if figure is None else {key: figure[key] for key in figure if key != "receipt_id"}, reason
 
     def _figure(self, receipt_id: str) -> Answer:
-        if self._stored is not None:
-            self._stored.add(receipt_id, message, time.time())
         """The energy of a response up to now, settled or not."""
         self._catch_up()
         found = self._receipts.receipt(receipt_id)

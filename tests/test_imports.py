@@ -50,14 +50,13 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"etameter.host", "etameter.carbon"}),
     frozenset({"etameter.export", "etameter.ledger", "etameter.locks", "etameter.neighbours", "etameter.sampler"})
     | {"etameter.answers", "etameter.archived", "etameter.claims", "etameter.classifier", "etameter.readings"}
-    | {"etameter.texts"}
     | {"etameter.auditing", "etameter.audits", "etameter.nodes", "etameter.spent"},
     frozenset({"etameter.accounts", "etameter.books", "etameter.devices", "etameter.joules", "etameter.ranks"}),
     frozenset({"etameter.unwritten"}),
     frozenset({"etameter.engine", "etameter.recorded_rows", "etameter.recording", "etameter.playback"}),
     frozenset({"etameter.bursts"}),
     frozenset({"etameter.findings"}),
-    frozenset({"etameter.display"}),
+    frozenset({"etameter.display", "etameter.pushing"}),
     frozenset({"etameter.daemon", "etameter.doctor", "etameter.inline"}),
     frozenset({"etameter.serving"}),
     frozenset({"etameter.prompts", "etameter.dashboards"}),
@@ -216,6 +215,12 @@ def test_serving_knows_the_records_and_the_config_only(module: str) -> None:
 def test_one_module_knows_pynvml() -> None:
     knowing = {module for module, path in MODULES.items() if "pynvml" in _imports(module, path)}
     assert knowing <= {"etameter.counters.nvml", "etameter.counters.nvml_facts", "etameter.counters.nvml_limits"}
+
+
+def test_one_module_knows_opentelemetry_and_only_who_pushes_imports_it() -> None:
+    knowing = {m for m, path in MODULES.items() if any(n.startswith("opentelemetry") for n in _imports(m, path))}
+    assert knowing == {"etameter.export.otlp"}
+    assert {module for module, imported in OWN.items() if "etameter.export.otlp" in imported} == {"etameter.pushing"}
 
 
 @pytest.mark.parametrize("name", sorted(PURE))

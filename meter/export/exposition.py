@@ -42,6 +42,9 @@ class Values:
     def clear(self) -> None:
         self._series.clear()
 
+    def by_labels(self) -> dict[tuple[str, ...], float]:
+        return {labels: series.value for labels, series in self._series.items()}
+
     def text(self, *, openmetrics: bool) -> Iterator[str]:
         yield _about(self._declaration, openmetrics=openmetrics)
         written = repr if self._declaration.type == "counter" else short

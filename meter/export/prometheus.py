@@ -18,6 +18,7 @@ from etameter.costs import Costs
 from etameter.counters import Kind
 from etameter.export.bounded import Bounded, Groups
 from etameter.export.catalogue import budgets, devices, energy, health, requests, slack
+from etameter.export.catalogue.declaration import Declaration
 from etameter.export.catalogue.labels import (
     AUDITS,
     BATCHES,
@@ -347,6 +348,15 @@ class Metrics:
     def backlog(self, *, dropped: int) -> None:
         """Findings so far that the ledger never got."""
         self._registry.advance(health.LEDGER_DROPPED, dropped)
+
+    def exports(self, outcomes: Mapping[str, int]) -> None:
+        """Pushes over OTLP so far, by what became of them."""
+        for outcome, count in outcomes.items():
+            self._registry.advance(health.OTLP_EXPORTS, count, outcome)
+
+    def counters(self, declarations: Iterable[Declaration]) -> dict[Declaration, dict[tuple[str, ...], float]]:
+        """Totals of counters by their labels' values, all of one instant."""
+        return self._registry.values(declarations)
 
     def render(self, accept_header: str | None) -> tuple[bytes, str]:
         """The exposition and its content type: OpenMetrics where it is accepted, else Prometheus text 0.0.4."""

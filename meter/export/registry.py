@@ -2,7 +2,7 @@
 
 import math
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from etameter.export.catalogue import CATALOGUE
 from etameter.export.catalogue.declaration import Declaration
@@ -48,6 +48,11 @@ class Registry:
         """`exemplar` is what `exposition.exemplar_of` makes."""
         with self.together:
             self._histograms[declaration].observe(max(amount, 0.0), *labels, exemplar=exemplar)
+
+    def values(self, declarations: Iterable[Declaration]) -> dict[Declaration, dict[tuple[str, ...], float]]:
+        """Of counters and gauges, by their labels' values, all of one instant."""
+        with self.together:
+            return {each: self._values[each].by_labels() for each in declarations}
 
     def text(self, *, openmetrics: bool) -> str:
         families: Mapping[Declaration, Values | Histograms] = {**self._values, **self._histograms}

@@ -55,3 +55,10 @@ LEDGER_DROPPED = Declaration(
     (),
     "What was found of answers, that is their slack or their loss, and is in no ledger because too much of it waited while the ledger could not be written.",
 )
+OTLP_EXPORTS = Declaration(
+    "etameter_otlp_exports_total",
+    "counter",
+    "exports",
+    ("outcome",),
+    "Pushes over OTLP, by what became of them. Those that weren't taken lose no joule, only points in time. Absent unless `[otlp]` is configured.",
+)

@@ -68,7 +68,7 @@ LABELS: Mapping[str, str] = {
     "model_name": f"The served model; else `{OTHER}`.",
     "node": "Another machine of an engine, as the configuration names it.",
     "outcome": "Of `deep`, `agreed`: the judge found what the fast method had; `judged`: it found otherwise. Of `task`, `correct` or `wrong`, as its "
-    "checker says. `failed`: nothing came of it.",
+    "checker says. `failed`: nothing came of it. Of pushes over OTLP, `taken`; `lost`: the receiver was away or refused; `skipped`: the one before took so long.",
     "paid_by": "`requests`: split equally among those that were worked on at the time; `nobody`: there was none.",
     "phase": "`prompt`: steps that prefilled the request; `output`: steps that decoded it.",
     "source": "`measured`; `estimated` from power; `shared` with neighbours on the board; `simulated`. Keep it in every `by()`.",
