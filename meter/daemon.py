@@ -64,6 +64,7 @@ from etameter.slack import fast
 from etameter.slack.labels import WASTES
 from etameter.slack.reading import Reading
 from etameter.unwritten import Unwritten
+from etameter.texts import Texts, stored_beside
 
 logger = logging.getLogger("etameter")
 
@@ -191,6 +192,8 @@ class Meter:
         )
         self._audits = Audits(self._metrics, self._classifier, self._receipts)
         self._auditing = Auditing(settings.eta, self._audits, on=settings.meter.classify)
+        stores = settings.meter.classify and settings.meter.store_text
+        self._stored = Texts(stored_beside(settings.ledger)) if stores else None
         self._public_ids = PublicIds()
         self._socket = MiddlewareSocket(
             socket,
@@ -275,6 +278,8 @@ class Meter:
     async def _listen(self, runner: web.AppRunner) -> None:
         await runner.setup()
         host, port = self._settings.meter.host, self._settings.meter.port
+            if self._stored is not None:
+                self._stored.close()
         try:
             await web.TCPSite(runner, host, port).start()
             port = runner.addresses[0][1]  # 0 has become one that was free
@@ -517,6 +522,8 @@ class Meter:
         return None if figure is None else {key: figure[key] for key in figure if key != "receipt_id"}, reason
 
     def _figure(self, receipt_id: str) -> Answer:
+        if self._stored is not None:
+            self._stored.add(receipt_id, message, time.time())
         """The energy of a response up to now, settled or not."""
         self._catch_up()
         found = self._receipts.receipt(receipt_id)

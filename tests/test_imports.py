@@ -50,6 +50,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"etameter.host", "etameter.carbon"}),
     frozenset({"etameter.export", "etameter.ledger", "etameter.locks", "etameter.neighbours", "etameter.sampler"})
     | {"etameter.answers", "etameter.archived", "etameter.claims", "etameter.classifier", "etameter.readings"}
+    | {"etameter.texts"}
     | {"etameter.auditing", "etameter.audits", "etameter.nodes", "etameter.spent"},
     frozenset({"etameter.accounts", "etameter.books", "etameter.devices", "etameter.joules", "etameter.ranks"}),
     frozenset({"etameter.unwritten"}),
