@@ -71,7 +71,8 @@ logger = logging.getLogger("etameter")
 TICK_S = 0.05
 SLOW_TICKS = 20
 """Health of sampler, ring and fit is looked at once in so many ticks."""
-UNWRITTEN_LIMIT = 36_000
+UNWRITTEN_LIMIT = 10_000
+"""Batches that wait for the ledger. Then nothing more is taken in until some are written: ring and sampler keep what they have room for, and count what they drop."""
 RETRY_S = 1.0
 
 
@@ -334,6 +335,8 @@ class Meter:
 
     def _advance(self) -> None:
         """Take in what is new, settle what can be, write it down."""
+        if self._is_held_up:
+            return
         self._read_rings()
         found, changes = self._samplers.drain(), self._samplers.changes()
         self._limits_w |= {each.gpu_uuid: each.power_limit_w for each in changes if each.power_limit_w is not None}
@@ -347,7 +350,17 @@ class Meter:
                 self._unwritten.add(batch)
                 self._work.set()
                 self._note_residents(engine, batch)
+                if len(self._unwritten) == UNWRITTEN_LIMIT:
+                    logger.warning(
+                        "the ledger %s takes nothing, %d batches wait: no more is metered until it does",
+                        *(self._ledger.path, UNWRITTEN_LIMIT),
+                    )
         self._auditing.tick(sum(engine.accounts.open_requests for engine in self._engines))
+
+    @property
+    def _is_held_up(self) -> bool:
+        """As much waits for the ledger as may."""
+        return len(self._unwritten) >= UNWRITTEN_LIMIT
 
     def _read_rings(self) -> None:
         now_ns = time.monotonic_ns()
@@ -359,7 +372,7 @@ class Meter:
 
     def _catch_up(self) -> None:
         """Read the rings once in a turn of the event loop: what is asked in it was asked before. When a crowd's answers end together that is one look ahead for all."""
-        if not self._caught_up:
+        if not self._caught_up and not self._is_held_up:
             self._caught_up = True
             asyncio.get_running_loop().call_soon(self._fall_behind)
             self._read_rings()
@@ -377,7 +390,7 @@ class Meter:
         """Write what is settled, in order; what can't be written waits, and is tried again.
 
         Raises:
-            EtameterError: too much waits.
+            EtameterError: it can't be written in the end, either.
         """
         while self._unwritten or not self._stopping:
             if not self._unwritten:
@@ -394,7 +407,7 @@ class Meter:
                 known = [*found, *audited]
                 await asyncio.to_thread(self._ledger.settle_together, settled, now_s, known, wastes, drawn)
             except sqlite3.Error as error:
-                if self._stopping or len(batches) > UNWRITTEN_LIMIT:
+                if self._stopping:
                     raise EtameterError(
                         f"the ledger {self._ledger.path} can't be written ({error})", "make room on its disk"
                     ) from error
@@ -471,7 +484,8 @@ class Meter:
         self._metrics.socket(dropped=self._socket.dropped)
         self._metrics.listeners(dropped=self._events.dropped)
         self._metrics.backlog(
-            dropped=sum(each.backlog.dropped for each in (self._classifier, self._claims, self._audits))
+            waiting=len(self._unwritten),
+            dropped=sum(each.backlog.dropped for each in (self._classifier, self._claims, self._audits)),
         )
         self._audits.look()
         if self._otlp is not None:

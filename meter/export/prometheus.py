@@ -345,8 +345,9 @@ class Metrics:
         """Listeners to `/events` that were hung up on so far."""
         self._registry.advance(health.LISTENERS_DROPPED, dropped)
 
-    def backlog(self, *, dropped: int) -> None:
-        """Findings so far that the ledger never got."""
+    def backlog(self, *, waiting: int, dropped: int) -> None:
+        """Batches that wait for the ledger, and findings so far that it never got."""
+        self._registry.set(health.LEDGER_WAITING, waiting)
         self._registry.advance(health.LEDGER_DROPPED, dropped)
 
     def exports(self, outcomes: Mapping[str, int]) -> None:

@@ -1,12 +1,14 @@
 """What waits for the ledger says the same as what was written at once."""
 
+import weakref
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import pytest
 
 from etameter.accounts import Accounts, Batch
-from etameter.ledger import Ledger, request_row
+from etameter.ledger import Ledger, RunningValues, request_row
 from etameter.unwritten import Unwritten
 from tests.meter.test_accounts import Books, Engine, device, feed, header
 
@@ -59,6 +61,26 @@ def test_of_what_runs_the_latest_change_waits_alone() -> None:
     told = sum(len(batch.running) for batch in batches())
     waiting = [values[:3] for batch in unwritten.together() for values in batch.running]
     assert len(waiting) == len(set(waiting)) < told / 5
+
+
+class Told(list[RunningValues]):
+    """Can be seen to be let go."""
+
+
+def test_what_is_told_again_is_let_go_while_nothing_is_written() -> None:
+    known = [batch for batch in batches() if batch.running][:2]
+    again, last = (replace(batch, running=Told(known[0].running), requests=[]) for batch in known)
+    of_another = replace(again, running=Told(last.running), resume=replace(again.resume, engine="another"))
+    seen = [weakref.ref(each.running) for each in (again, of_another)]
+    unwritten = Unwritten()
+    unwritten.add(again)
+    unwritten.add(of_another)
+    del again
+    assert all(each() is not None for each in seen)
+    unwritten.add(last)
+    assert [each() is None for each in seen] == [True, False]
+    assert len(unwritten) == 3
+    assert last.running
 
 
 def test_what_comes_while_some_is_written_waits_on() -> None:

@@ -48,6 +48,13 @@ LISTENERS_DROPPED = Declaration(
     (),
     "Listeners to `/events`, such as the live page, that were too slow and were hung up on.",
 )
+LEDGER_WAITING = Declaration(
+    "etameter_ledger_waiting_batches",
+    "gauge",
+    "batches",
+    (),
+    "Settled intervals of engines that wait to be written. From 10,000 on nothing more is metered until the ledger is written again; what ring and sampler have no room for by then is counted as lost records and dropped edges.",
+)
 LEDGER_DROPPED = Declaration(
     "etameter_ledger_dropped_findings_total",
     "counter",

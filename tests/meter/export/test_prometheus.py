@@ -117,7 +117,7 @@ def _filled(clock: _Clock) -> Metrics:
     metrics.node("10.0.0.2:9431", error_ns=250_000)
     metrics.ring("engine-0", lost_records=4, torn_records=1)
     metrics.socket(dropped=2)
-    metrics.backlog(dropped=1)
+    metrics.backlog(waiting=2, dropped=1)
     reading = Reading("0" * 32, 0.75, (0.5, 0.75), 0.0, "fast", None, {"preamble": 0.25, "unspecified": 0.5})
     metrics.classified(_row(), reading)
     needed = {"required": 0.5, "optional": 0.25}
