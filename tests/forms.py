@@ -5,7 +5,9 @@ import re
 import sys
 import urllib.error
 import urllib.request
+from collections import defaultdict
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 from tests.serving.real_server import MODEL_NAME
@@ -35,6 +37,7 @@ EMBEDDINGS: dict[str, Form] = {
 _FIELD = re.compile(rb',"energy":(?:\{.*\}|null,"energy_reason":"\w+","energy_receipt_id":"[0-9a-f]{32}")(?=\}\n?)')
 """Ours, before the last brace of a line."""
 _CHOICE = re.compile(rb'"choices":\[\{"index":(\d+)')
+_SAID = re.compile(rb',?"(content|reasoning|text|arguments)":(?:null|"((?:[^"\\]|\\.)*)")')
 _PASSING = re.compile(rb'"created":\d+|"chatcmpl-tool-[0-9a-f]+"')
 """What no two answers have in common: the instant, and what vLLM calls a tool's call."""
 
@@ -47,9 +50,20 @@ class Told:
 
     @property
     def own(self) -> list[bytes]:
-        """What is not ours of the answer, or of each event of its stream, without what passes. Several choices come one after the other."""
-        parts = _PASSING.sub(b"", _FIELD.sub(b"", self.body)).split(b"\n\n")
-        return sorted(parts, key=lambda part: int(found[1]) if (found := _CHOICE.search(part)) else sys.maxsize)
+        """What is not ours of the answer, without what passes. Of a stream its events one choice after the other, and what each choice says.
+
+        A server that is behind puts several tokens into one event: events that differ in no more than what they say are one here.
+        """
+        answer = _PASSING.sub(b"", _FIELD.sub(b"", self.body))
+        if not answer.startswith(b"data: "):
+            return [answer]
+        parts = sorted(answer.split(b"\n\n"), key=_choice)
+        said: defaultdict[tuple[int, bytes], bytes] = defaultdict(bytes)
+        for part in parts:
+            for kind, text in _SAID.findall(part):
+                said[_choice(part), kind] += text
+        events = [event for event, _ in groupby(_SAID.sub(b"", part) for part in parts)]
+        return events + [b"%d, %b: %b" % (*where, text) for where, text in sorted(said.items())]
 
     @property
     def objects(self) -> list[dict[str, Any]]:
@@ -65,6 +79,12 @@ class Told:
         assert ("energy_reason" in last) == (last["energy"] is None)
         energy: dict[str, Any] | None = last["energy"]
         return energy
+
+
+def _choice(part: bytes) -> int:
+    """Whose event it is; a number beyond all where it is no single choice's."""
+    found = _CHOICE.search(part)
+    return int(found[1]) if found else sys.maxsize
 
 
 def ask(url: str, form: Form, *, stream: bool) -> Told:
