@@ -20,6 +20,13 @@ def sampler(
         list[str] | None,
         typer.Option(metavar="UUID", help="A GPU to read, once for each; by default all of this machine."),
     ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Keep a sampler on every other node with GPUs of the Ray cluster there (auto: the one that runs here), each at its node's address and the port of --listen. Needs the extra ray.",
+        ),
+    ] = None,
     allow_shared_gpu: Annotated[
         bool | None,
         typer.Option(
@@ -35,17 +42,17 @@ def sampler(
     For an engine that spans machines: one sampler on each but the scheduler's, where the meter is. Both sides prove that they know [meter] node_token.
     """
     from . import config
-    from .nodes import station
+    from .nodes import address, on_ray, station
 
     loaded = config.load(config_file, {"meter": {"allow_shared_gpu": allow_shared_gpu}})
     section = loaded.meter
     if section.simulate_gpu is not None:
         raise ConfigError("a sampler has no simulated GPU", "leave out [meter] simulate_gpu")
-    came = station.run(
-        listen,
-        section.node_token or "",
-        section.poll_ms,
-        gpu or (),
-        allow_shared_gpu=section.allow_shared_gpu,
-    )
+    token, shared = section.node_token or "", section.allow_shared_gpu
+    if ray is None:
+        came = station.run(listen, token, section.poll_ms, gpu or (), allow_shared_gpu=shared)
+    else:
+        _, port = address.address_of(listen)
+        order = on_ray.Order(port, token, int(section.poll_ms * 1e6), tuple(gpu or ()), shared)
+        came = on_ray.run(ray, order)
     return 128 + signal.SIGINT if came == signal.SIGINT else 0

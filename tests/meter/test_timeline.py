@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from etameter.records import Edge, Finding, Interval, ReadFailure, Standstill
+from etameter.records import Edge, Finding, Interval, ReadFailure, Reboot, Standstill
 from etameter.timeline import Spent, Timeline
 
 pytestmark = pytest.mark.unit
@@ -84,6 +84,16 @@ def test_a_decrease_starts_an_epoch_and_has_no_joules() -> None:
     assert timeline.resets == 1
     assert timeline.energy_between(150 * MS, 350 * MS) == Spent(20.0, math.inf, math.inf)
     assert timeline.energy_between(310 * MS, 390 * MS).energy_j == pytest.approx(16.0)
+
+
+def test_a_counter_of_a_new_boot_begins_an_epoch_though_it_shows_more() -> None:
+    found: list[Finding] = [Reboot(GPU, 0), *steady(3), ReadFailure(GPU, 210 * MS, "node_lost"), Reboot(GPU, 290 * MS)]
+    assert drawn(intervals(*found, edge(300, 90_000), edge(400, 110_000))) == [
+        (0, 100, 20.0, None),
+        (100, 200, 20.0, None),
+        (200, 300, 0.0, "reset"),
+        (300, 400, 20.0, None),
+    ]
 
 
 def test_joules_before_a_reset_are_kept() -> None:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -25,10 +25,12 @@ PERIOD_NS = 20_000_000
 class Machine:
     """Another machine: a stand-in GPU under steady power, and a sampler. Each start of it is a boot."""
 
+    base_mj = 1_000_000
+
     def __init__(self, directory: Path, number: int, *, power_w: float, port: int = 0, ppm: int = 0) -> None:
         directory.mkdir()
         self.number = number
-        self.board = Board(directory / "board", energy=Sensor(period_ns=PERIOD_NS), base_mj=1_000_000)
+        self.board = Board(directory / "board", energy=Sensor(period_ns=PERIOD_NS), base_mj=self.base_mj)
         self.board.gpus[0].uuid = f"GPU-51351351-0000-4000-80{number:02d}-000000000000".encode()
         self.board.set_power_w(0, [(0, power_w)])
         self.power_w = power_w
@@ -127,11 +129,11 @@ def machines(directory: Path, count: int, power_w: float = 200.0, ppm: int = 0) 
 
 
 @contextmanager
-def metering(directory: Path, board: Board, ports: Sequence[int], *options: str, token: str = TOKEN) -> Iterator[Meter]:
-    """The meter beside the scheduler, which reads its own board and these nodes."""
+def metering(directory: Path, board: Board | None, ports: Sequence[int]) -> Iterator[Meter]:
+    """The meter beside the scheduler, which reads its own board, if it has one, and these nodes."""
     named = json.dumps([f"127.0.0.1:{port}" for port in ports])
-    more: Mapping[str, str] = {"ETAMETER_METER__NODES": named, "ETAMETER_METER__NODE_TOKEN": token}
-    with running(directory, {**board.environment(), **more}, *options) as meter:
+    own = {} if board is None else board.environment()
+    with running(directory, own | {"ETAMETER_METER__NODES": named, "ETAMETER_METER__NODE_TOKEN": TOKEN}) as meter:
         yield meter
 
 

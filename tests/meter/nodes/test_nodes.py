@@ -12,8 +12,18 @@ import pytest
 from etameter.errors import NodeError
 from etameter.ledger import Ledger
 from etameter.nodes.node import Node, open_nodes
+from etameter.records import Edge, Finding
 from etameter.serving.ring import RingWriter
-from tests.meter.nodes.cluster import TOKEN, Cable, Machine, knows_its_engine, machines, metering, spread_engine
+from tests.meter.nodes.cluster import (
+    PERIOD_NS,
+    TOKEN,
+    Cable,
+    Machine,
+    knows_its_engine,
+    machines,
+    metering,
+    spread_engine,
+)
 from tests.meter.test_daemon import Meter, free_port, lit_board, serve_one, until
 from tests.meter.test_faults import OTHER, another, assert_sound, metric, more_intervals, settled, unassigned_j
 from tests.simnvml.board import Board
@@ -152,25 +162,42 @@ def test_a_sampler_that_hangs_is_lost_until_it_goes_on(tmp_path: Path) -> None:
         assert_sound(meter)
 
 
-def test_a_meter_that_is_killed_goes_on_with_all_machines(tmp_path: Path) -> None:
-    with (
-        lit_board(tmp_path, OWN_W) as board,
-        machines(tmp_path, 1) as (node,),
-        spread_engine(tmp_path, [board.uuid()], 2) as ring,
-    ):
-        with metering(tmp_path, board, [node.port]) as meter:
-            knows_its_engine(meter, 2)
+def test_a_meter_without_gpus_is_killed_and_goes_on_with_those_of_others(tmp_path: Path) -> None:
+    with machines(tmp_path, 1) as (node,), spread_engine(tmp_path, [], 1) as ring:
+        with metering(tmp_path, None, [node.port]) as meter:
+            knows_its_engine(meter, 1)
             serve_one(ring)
             until(meter.settled)
             meter.process.kill()
             meter.process.wait()
-        with metering(tmp_path, board, [node.port]) as meter:
-            knows_its_engine(meter, 2)
+        with metering(tmp_path, None, [node.port]) as meter:
+            knows_its_engine(meter, 1)
             another(ring, 20)
             until(lambda: settled(meter, OTHER))
             assert settled(meter)
             assert meter.totals().requests == 2, "none is lost, none is doubled"
             assert_sound(meter)
+
+
+def test_edges_are_where_they_were_by_the_clock_here(tmp_path: Path) -> None:
+    with machines(tmp_path, 1, ppm=500) as (node,):
+        heard = Node(f"127.0.0.1:{node.port}", TOKEN)
+        heard.open(5)
+        heard.start()
+        found: list[Finding] = []
+
+        def edges() -> list[Edge]:
+            found.extend(heard.drain())
+            return [each for each in found if isinstance(each, Edge)]
+
+        until(lambda: len(edges()) >= 60)
+        heard.stop()
+    for edge in edges():
+        published_ns = (edge.energy_mj - node.base_mj) * 10**6 / node.power_w  # it counts from zero on the clock here
+        assert abs(edge.t_ns - published_ns) <= edge.half_width_ns + 10**6 / node.power_w, (
+            "a counter of whole millijoules"
+        )
+    assert sorted(edge.half_width_ns for edge in edges())[30] < PERIOD_NS
 
 
 def test_who_has_another_token_is_refused_on_either_side(tmp_path: Path) -> None:
