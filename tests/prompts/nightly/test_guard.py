@@ -132,7 +132,7 @@ def test_after_a_reboot_nothing_is_set_back(board: Board, monkeypatch: pytest.Mo
     both_killed(board)
     with monkeypatch.context() as patched:
         patched.setattr(former, "boot_id", lambda: "another")
-        assert former.set_back() == []
+        assert former.set_back(SOON_S) == []
     assert limits(board)[1] == (300_000, 1200)
     assert former.set_back(SOON_S) == [], "nor later"
 

@@ -19,22 +19,48 @@ from tests.simnvml.board import Board, Sensor
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 ROOT = Path(__file__).resolve().parents[3]
-STAGES = ["idle-before", "batch-2", "rate-20", "recorded", "ab-fixed", "ab-audit", "idle-after"]
+STAGES = ["idle-before", "batch-2", "rate-20", "recorded", "external-guidellm", "ab-fixed", "ab-audit", "idle-after"]
+SWEPT = ["sweep-cap-300", "sweep-clock-1200"]
 KEYS = {"batches": [2], "arrivals": "a.csv", "audit_tasks": 4, "window_s": 0.3, "idle_s": 0.6, "max_tokens": 16}
+KEYS |= {"external": ["guidellm"], "sweep_max_num_seqs": [], "sweep_power_w": [300.0], "sweep_clock_mhz": [1200]}
+FREE = (700_000, 0)
+
+# As long as the shortest stage, so that there is time to be killed.
+TOOL = """#!{python}
+import json, re, sys, time, urllib.request
+url = re.search("target=(http[^,]*)", " ".join(sys.argv))[1]
+body = json.dumps({{"model": "small", "messages": [{{"role": "user", "content": "What is 1 and 41?"}}]}}).encode()
+for _ in range(12):
+    urllib.request.urlopen(urllib.request.Request(url + "/v1/chat/completions", body)).read()
+    time.sleep(0.05)
+"""
 
 
 @pytest.fixture
-def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
+def board(tmp_path: Path) -> Iterator[Board]:
     made = Board(tmp_path / "board", energy=Sensor(period_ns=5_000_000))
     made.set_power_w(0, [(0, 300.0)])
     with made:
-        yield {**os.environ, **made.environment(), "ETAMETER_RING_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+        yield made
+
+
+@pytest.fixture
+def environment(tmp_path: Path, board: Board) -> dict[str, str]:
+    places = {"ETAMETER_RING_DIR": str(tmp_path), "ETAMETER_STATE": str(tmp_path / "state"), "PYTHONPATH": str(ROOT)}
+    tool = tmp_path / "guidellm"
+    tool.write_text(TOOL.format(python=sys.executable))
+    tool.chmod(0o755)
+    return {**os.environ, **board.environment(), **places, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
 
 
 def started(folder: Path, config: Path, environment: dict[str, str]) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.prompts.nightly.victim", str(config)], cwd=folder, env=environment
+        [sys.executable, "-m", "tests.prompts.nightly.victim", str(config), "--sweep"], cwd=folder, env=environment
     )
+
+
+def limits(board: Board) -> tuple[int, int]:
+    return board.gpus[0].power_limit_mw, board.gpus[0].locked_mhz
 
 
 def wait_for(folder: Path, stage: str, process: "subprocess.Popen[bytes]") -> None:
@@ -45,8 +71,8 @@ def wait_for(folder: Path, stage: str, process: "subprocess.Popen[bytes]") -> No
 
 
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize("stage", ["warm-up", *STAGES])
-def test_a_night_that_is_killed_goes_on(stage: str, tmp_path: Path, environment: dict[str, str]) -> None:
+@pytest.mark.parametrize("stage", ["warm-up", *STAGES, *SWEPT])
+def test_a_night_that_is_killed_goes_on(stage: str, tmp_path: Path, board: Board, environment: dict[str, str]) -> None:
     (tmp_path / "a.csv").write_text("arrival_s,prompt_tokens,output_tokens\n0,9,4\n0.05,9,6\n0.08,9,5\n")
     with ab_bench.served(bench.Night()) as url:
         config = bench.configured(tmp_path, url, **KEYS)
@@ -55,16 +81,23 @@ def test_a_night_that_is_killed_goes_on(stage: str, tmp_path: Path, environment:
             time.sleep(0.1)
             process.send_signal(signal.SIGKILL)
         assert not list(tmp_path.glob("runs/*/run.json"))
+        deadline_s = time.monotonic() + 10
+        while limits(board) != FREE:
+            assert time.monotonic() < deadline_s, "the guard sees that the night is gone"
+            time.sleep(0.02)
         with started(tmp_path, config, environment) as process:
             assert process.wait() == 0
     (folder,) = (tmp_path / "runs").iterdir()
     whole = night.read(folder)
     assert (whole.run.status, whole.run.sessions) == ("complete", 2)
-    assert Counter(figure.stage for figure in whole.figures).keys() >= set(STAGES) - {"ab-fixed", "ab-audit"}
+    assert limits(board) == FREE
+    assert Counter(figure.stage for figure in whole.figures).keys() >= {*STAGES, *SWEPT} - {"ab-fixed", "ab-audit"}
+    known = {figure.stage for figure in whole.figures if figure.metric == "j_per_question" and figure.value is not None}
+    assert known >= {"external-guidellm", *SWEPT}
     places = Counter((row.stage, row.window) for row in whole.stages if row.excluded != "interrupted")
     assert set(places.values()) == {1}, "nothing is counted twice"
     attempts = {row.stage.partition("/")[0]: row.attempt for row in whole.stages}
-    assert attempts.keys() == {"warm-up", *STAGES}
+    assert attempts.keys() == {"warm-up", *STAGES, *SWEPT}
     assert attempts[stage] == 1
     blocks = [row for row in whole.stages if row.stage.startswith("ab-fixed/") and row.excluded is None]
     assert Counter(row.stage for row in blocks) == {"ab-fixed/concise": 4, "ab-fixed/unconstrained": 4}
