@@ -179,8 +179,8 @@ class Meter:
         self._footprint = footprint_of(settings.footprint)
         self._metrics = Metrics(models=(), arms=(*settings.arms, "unlabelled"), footprint=self._footprint)
         self._metrics.built(version("etameter"))
-        for each in counters:
-            self._metrics.device(each.gpu_uuid, each.board_name, each.kind)
+        for each in self._devices:
+            self._metrics.device(each.gpu_uuid, each.board_name, each.kind, each.node)
         self._samplers = Samplers(Sampler(counters, period_ns=int(settings.meter.poll_ms * 1e6)), nodes)
         self._claims = Claims(self)
         model = None if settings.eta.weights is None else fast.load(settings.eta.weights)

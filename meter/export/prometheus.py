@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, Mapping
 from etameter.budgets import Standing
 from etameter.claims import draft_waste_of
 from etameter.costs import Costs
-from etameter.counters import Kind
 from etameter.export.bounded import Bounded, Groups
 from etameter.export.catalogue import budgets, devices, energy, health, requests, slack
 from etameter.export.catalogue.declaration import Declaration
@@ -96,9 +95,9 @@ class Metrics:
         """Which etameter this is."""
         self._registry.set(health.BUILD_INFO, 1, version)
 
-    def device(self, gpu_uuid: str, board: str, counter: Kind) -> None:
-        """What a device calls itself, and what counts its joules."""
-        self._registry.set(devices.GPU_INFO, 1, self._devices.admit(gpu_uuid), board, counter)
+    def device(self, gpu_uuid: str, board: str, counter: str, machine: str = "") -> None:
+        """What a device calls itself, what counts its joules, and in which other machine it is."""
+        self._registry.set(devices.GPU_INFO, 1, self._devices.admit(gpu_uuid), board, counter, machine)
 
     def settle(self, balance: Balance, source: Source) -> None:
         """One settled interval of one device."""

@@ -186,7 +186,7 @@ def test_a_request_is_metered_from_ring_and_counter_to_receipt_metrics_and_ledge
         assert (status, exposition.endswith("# EOF\n")) == (200, True)
         assert RECEIPT not in exposition
         [info] = [name for name in samples if name.startswith("etameter_gpu_info")]
-        assert re.fullmatch(r'etameter_gpu_info\{gpu_uuid="GPU-[^"]+",board="[^"]+",counter="nvml"\}', info)
+        assert re.fullmatch(r'etameter_gpu_info\{gpu_uuid="GPU-[^"]+",board="[^"]+",counter="nvml",machine=""\}', info)
         assert f'etameter_build_info{{version="{version("etameter")}"}}' in samples
         assert meter.get("/")[0] == 200
 

@@ -6,7 +6,7 @@ GPU_INFO = Declaration(
     "etameter_gpu_info",
     "gauge",
     "1",
-    ("gpu_uuid", "board", "counter"),
+    ("gpu_uuid", "board", "counter", "machine"),
     "1 for each device: join it to say what its figures are of, as in "
     "`… * on (cluster, job, instance, gpu_uuid) group_left (board) etameter_gpu_info`.",
 )
@@ -101,13 +101,13 @@ NODE_UP = Declaration(
     "etameter_node_up",
     "gauge",
     "0 or 1",
-    ("node",),
+    ("machine",),
     "1 while the sampler of the other machine is heard; while it isn't, its GPUs' energy is `readings_missing`.",
 )
 NODE_CLOCK_ERROR = Declaration(
     "etameter_node_clock_error_seconds",
     "gauge",
     "seconds",
-    ("node",),
+    ("machine",),
     "How far an instant by the other machine's clock may be off here: it is in the error of every figure. Absent while nothing is heard of it.",
 )

@@ -62,11 +62,11 @@ LABELS: Mapping[str, str] = {
     "gpu_uuid": "The device, as its driver names it; `RAPL-package-0` for a CPU package.",
     "kind": "Of tokens, `prompt`: computed in prefill, again after a preemption; `cached`: taken from the prefix cache instead; `output`: generated. "
     "Of audits, `deep`: a judge read an answer of live traffic; `task`: a task with a checker was asked.",
+    "machine": "Another machine of an engine, as the configuration names it; empty for the meter's own. A scraper may say which that is, as `node`.",
     "method": "`fast`: slack that shows by its wording and place, and nothing else, is called slack; `deep`: a judge has read the answer.",
     "need": "`required`: asked for, or needed to use what was; `optional`: informs, but nobody asked; `slack`: neither; `unclassified`: the judge "
     "contradicts itself, or its label can't be read.",
     "model_name": f"The served model; else `{OTHER}`.",
-    "node": "Another machine of an engine, as the configuration names it.",
     "outcome": "Of `deep`, `agreed`: the judge found what the fast method had; `judged`: it found otherwise. Of `task`, `correct` or `wrong`, as its "
     "checker says. `failed`: nothing came of it. Of pushes over OTLP, `taken`; `lost`: the receiver was away or refused; `skipped`: the one before took so long.",
     "paid_by": "`requests`: split equally among those that were worked on at the time; `nobody`: there was none.",

@@ -585,8 +585,8 @@ def test_reliability_that_is_not_known_is_absent(clock: _Clock) -> None:
 def test_a_node_that_is_not_heard_is_down_and_its_clock_unknown(clock: _Clock) -> None:
     metrics = Metrics(models=("m",), arms=("entrace",), clock=clock)
     metrics.node("10.0.0.2:9431", error_ns=250_000)
-    assert _value(metrics, "etameter_node_up", node="10.0.0.2:9431") == 1
-    assert _value(metrics, "etameter_node_clock_error_seconds", node="10.0.0.2:9431") == 0.00025
+    assert _value(metrics, "etameter_node_up", machine="10.0.0.2:9431") == 1
+    assert _value(metrics, "etameter_node_clock_error_seconds", machine="10.0.0.2:9431") == 0.00025
     metrics.node("10.0.0.2:9431", error_ns=math.nan)
-    assert _value(metrics, "etameter_node_up", node="10.0.0.2:9431") == 0
-    assert _value(metrics, "etameter_node_clock_error_seconds", node="10.0.0.2:9431") is None
+    assert _value(metrics, "etameter_node_up", machine="10.0.0.2:9431") == 0
+    assert _value(metrics, "etameter_node_clock_error_seconds", machine="10.0.0.2:9431") is None
