@@ -19,10 +19,12 @@ from etameter.config import (
     ENV_PREFIX,
     PRICES,
     ArmSection,
+    BudgetSection,
     Config,
     EtaSection,
     FootprintSection,
     MeterSection,
+    OtlpSection,
     ServeSection,
 )
 from etameter.export.bounded import MAX_GROUPS
@@ -72,6 +74,7 @@ def config() -> str:
         "serve": ServeSection,
         "eta": EtaSection,
         "nightly": NightlySection,
+        "otlp": OtlpSection,
         "footprint": FootprintSection,
     }
     for name, section in sections.items():
@@ -107,6 +110,15 @@ def config() -> str:
         ),
         "By default:\n",
         _table(("arm", "description"), ((f"`{name}`", arm.description) for name, arm in Config().arms.items())),
+        "## [budgets.NAME]\n",
+        f"{Config.model_fields['budgets'].description} What responses say of them: [budgets](budgets.md).\n",
+        _table(
+            ("key", "default", "meaning"),
+            (
+                (f"`{key}`", f"`{_default(field)}`", field.description or "")
+                for key, field in BudgetSection.model_fields.items()
+            ),
+        ),
         "## Where files live\n",
         _table(
             ("variable", "default", "holds"),
@@ -133,6 +145,11 @@ def config() -> str:
                     "`ETAMETER_ARM_RULES`",
                     "`{}`",
                     'JSON: by what else arms are known, `{"NAME": [[hashes of system prompts], [hashes of API keys], [models]]}`',
+                ),
+                (
+                    "`ETAMETER_BUDGETS`",
+                    "`{}`",
+                    'JSON: who draws on which budget, `{"NAME": [[arms], [hashes of API keys]]}`',
                 ),
                 ("`ETAMETER_SETTLE_RESPONSES`", "`0`", "`1`: see `settle_responses`"),
                 ("`ETAMETER_RECEIPT_TOKEN`", "", "see `receipt_token`"),
