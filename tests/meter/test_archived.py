@@ -1,5 +1,7 @@
 import sqlite3
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from tests.meter.test_ledger import RECEIPT, balance, quiet, resume, row
 
 pytestmark = pytest.mark.unit
 
+FILES = sorted((Path(__file__).parents[1] / "data").glob("ledger-v*.sql"))
 WALL_S = 1_700_000_000.0
 
 
@@ -28,9 +31,25 @@ def made(path: Path, version: int) -> None:
     db.close()
 
 
-@pytest.mark.parametrize("version", range(1, SCHEMA_VERSION))
-def test_a_ledger_of_every_version_is_read_as_it_is_and_becomes_one_of_today(tmp_path: Path, version: int) -> None:
-    made(tmp_path / "ledger.db", version)
+def kept(path: Path, file: Path) -> None:
+    """A ledger as the code of its time wrote it, of the same rows."""
+    db = sqlite3.connect(path)
+    db.executescript(file.read_text())
+    db.close()
+
+
+@pytest.mark.parametrize(
+    "as_left",
+    [
+        *(partial(made, version=version) for version in range(1, SCHEMA_VERSION)),
+        *(partial(kept, file=file) for file in FILES),
+    ],
+    ids=[*(f"version {version}" for version in range(1, SCHEMA_VERSION)), *(file.stem for file in FILES)],
+)
+def test_a_ledger_of_every_version_is_read_as_it_is_and_becomes_one_of_today(
+    tmp_path: Path, as_left: Callable[[Path], None]
+) -> None:
+    as_left(tmp_path / "ledger.db")
     before = Ledger(tmp_path / "ledger.db", read_only=True)
     totals = before.totals()
     assert (totals.measured_j, totals.requests, before.reading(RECEIPT)) == (20.0, 1, None)
