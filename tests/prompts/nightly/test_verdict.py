@@ -208,6 +208,34 @@ def test_units_do_not_matter(scale: float, count: int, seed: int) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("stage", "metric", "decides"),
+    [
+        ("batch-8", "j_per_token", True),
+        ("ab-fixed/concise", "j_per_token", True),
+        ("ab-fixed/concise", "j_per_correct_answer", True),
+        ("batch-8", "j_per_correct_answer", False),
+        ("ab-audit/concise", "j_per_token", False),
+        ("external-vllm", "j_per_token", False),
+        ("batch-8", "tokens_per_s", False),
+    ],
+)
+def test_what_asks_other_tasks_or_has_no_interval_decides_nothing(stage: str, metric: str, decides: bool) -> None:
+    figures = at(3.0, stage="saturation"), at(5.0, stage=stage, metric=metric)
+    changes = judge([night(day, *figures) for day in (1, 2, 3)], night(4, *figures)).changes
+    [change] = [one for one in changes if one.stage == stage]
+    assert change.headline == decides
+
+
+def test_without_intervals_only_a_history_tells() -> None:
+    """One window's figure: how far it scatters isn't known, and not nothing."""
+    nights = [night(day, at(3.0 + 0.01 * (day % 2), low=None, high=None)) for day in range(1, 10)]
+    [change] = judge(nights[:2], night(3, at(3.6, low=None, high=None))).changes
+    assert (change.word, change.p) == ("unclear", None)
+    assert "it takes 7 nights" in change.reason
+    assert judge(nights, night(10, at(3.6, low=None, high=None))).word == "regression"
+
+
 def test_exit_codes_are_of_verdicts_that_there_are() -> None:
     assert EXIT_CODES == {"regression": 3, "not comparable": 4, "unstable": 5}
     assert HEADLINE[0] == "j_per_token"
