@@ -25,6 +25,8 @@ OF = 'model_name=~"$model", arm=~"$arm"'
 """What selects the figures of an arm that have no source."""
 ARM = f'{OF}, source=~"$source"'
 """What selects the figures of an arm."""
+MODEL = 'model_name=~"$model", source=~"$source"'
+"""What selects those of all arms."""
 GPU = 'gpu_uuid=~"$gpu"'
 """What selects the figures of a device that have no source."""
 DEVICE = f'{GPU}, source=~"$source"'

@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from etameter.dashboards.board import ARM, DEVICE, GPU, OF, board
+from etameter.dashboards.board import ARM, DEVICE, GPU, MODEL, OF, board
 from etameter.dashboards.overview import NO_ENERGY, TOO_FEW_AUDITS
 from etameter.dashboards.panels import (
     BAD,
@@ -239,11 +239,12 @@ def _audits() -> list[Any]:
         ),
         figure(
             "What audits take",
-            "Their energy over that of all other requests, within a day. They are to keep to [eta] share, 1 % unless set otherwise.",
+            "Their energy, that of interrupted ones among it, over that of all other requests, whatever their arm, within a day. They are to keep to [eta] share, "
+            "1 % unless set otherwise.",
             "percentunit",
             query(
-                f"sum by (source) (rate(etameter_audit_joules_total{{{ARM}}}[1d]))"
-                f' / (sum by (source) (rate(etameter_energy_joules_total{{arm!="audit", {ARM}}}[1d])) > 0)',
+                f'sum by (source) (rate(etameter_energy_joules_total{{arm="audit", {MODEL}}}[1d]))'
+                f' / (sum by (source) (rate(etameter_energy_joules_total{{arm!="audit", {MODEL}}}[1d])) > 0)',
                 "{{source}}",
             ),
             span=8,

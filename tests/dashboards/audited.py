@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from etameter.auditing import AUDIT
 from etameter.export.catalogue.labels import Outcome, Tier
 from etameter.export.prometheus import Metrics
 from etameter.ledger import RequestRow
@@ -19,12 +20,14 @@ SHARES = {
     "concise": {"required": 0.9, "optional": 0.05, "hedge": 0.05},
     "entrace": {"required": 0.8, "optional": 0.1, "restatement": 0.1},
 }
+INTERRUPTED_J = 0.1
+"""That an audit is expected to take which somebody else's request ends."""
 RELIABLE = {"unconstrained": 0.72, "concise": 0.58, "entrace": 0.31}
 
 
 def served(stack: ExitStack) -> str:
     """Address of the exposition, until `stack` ends. Now and then something is audited, for under a hundredth of what others take."""
-    metrics = Metrics([MODEL], SHARES)
+    metrics = Metrics([MODEL], (*SHARES, AUDIT))
     over = threading.Event()
 
     def audit() -> None:
@@ -56,6 +59,12 @@ def served(stack: ExitStack) -> str:
     return f"127.0.0.1:{server.server_port}"
 
 
+def _charge(metrics: Metrics, energy_j: float) -> None:
+    """Joules under the arm of audits."""
+    tokens = {"prompt_tokens": 0, "cached_tokens": 0, "output_tokens": 40, "first_tokens": 0}
+    metrics.increment(MODEL, AUDIT, prompt_j=0.0, output_j=energy_j, batch=1.0, source="simulated", **tokens)
+
+
 def _audit(metrics: Metrics, arm: str, number: int) -> None:
     shares = SHARES[arm]
     record = RequestRecord("id", "0" * 32, MODEL, arm, 0, 0, 0, 100, 0, 80, "stop")
@@ -73,6 +82,7 @@ def _audit(metrics: Metrics, arm: str, number: int) -> None:
     metrics.audited(MODEL, arm, kind="deep", outcome=judged[number % 4], energy_j=judged_j, source="simulated")
     outcome = checked[number % len(checked)]
     metrics.audited(MODEL, arm, kind="task", outcome=outcome, energy_j=answer_j, source="simulated")
+    _charge(metrics, judged_j + answer_j + INTERRUPTED_J)
     metrics.audit_dropped("full")
     metrics.unclassified("too_long")
     agreement = RELIABLE[arm]
