@@ -6,6 +6,8 @@ Histories are drawn from the noise model that the product ships (`etameter.promp
 histories are judged night after night from their second one on, and old ones with all that verdicts look back on. Beside it stand two rules that dashboards have: three
 standard deviations of the nights before, and 5 % off their mean.
 
+Figures have errors of their own, of another size every night, and verdicts don't know them: they learn them from five windows a night, as of real ones (`scatter`).
+
 A false alarm is a night with an alarm after one without. Without `--quick`, false alarms are also counted in histories that scatter in ways that the model doesn't expect: twice and five times its spread, and nights that
 resemble each other more.
 """
@@ -14,7 +16,7 @@ import argparse
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -24,12 +26,19 @@ from benchmarks.report import Goal, finish
 from etameter.prompts.nightly.noise import SHIPPED, Noise
 from etameter.prompts.nightly.shift import RECENT, WINDOW, interval, shift
 from etameter.prompts.nightly.verdict import MATTERS, NIGHTS_PER_FALSE_ALARM
+from etameter.prompts.stats import t_quantile
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 ERROR: Final = 0.004
-"""Of a figure in its night: an interval of ±0.8 %."""
+"""Of a figure in the median night: an interval of ±0.8 %."""
+ERROR_FACTOR: Final = 1.35
+"""What one standard deviation among nights multiplies it by; log-normal."""
+WINDOWS: Final = 5
+"""That it is from."""
+STEP: Final = 0.05
+"""Histories whose errors are told to be alike by so much are judged together."""
 HEADLINES: Final = 8
 """Series that verdicts are held to together; as many as a night of six stages and two arms has."""
 PLANTED: Final = 0.05
@@ -43,56 +52,94 @@ MISFITS: Final[Mapping[str, Noise]] = {
 }
 
 
-def ours(values: Array, series: int) -> Mask:
+@dataclass(frozen=True, slots=True)
+class Histories:
+    """Both (histories, nights)."""
+
+    values: Array
+    """Logarithms of figures."""
+    told: Array
+    """Standard errors as a verdict in that night takes them, of all nights that it looks at; none in the first."""
+
+
+def drawn(noise: Noise, generator: np.random.Generator, series: int, nights: int) -> Histories:
+    """Differences of like windows scatter by the errors of both their nights; half of their variance is each night's."""
+    errors = ERROR * ERROR_FACTOR ** generator.standard_normal((series, nights))
+    squares = (errors[:, 1:] ** 2 + errors[:, :-1] ** 2) / 2 * generator.chisquare(WINDOWS - 1, (series, nights - 1))
+    told = np.full((series, nights), np.nan)
+    for night in range(1, nights):
+        known = squares[:, max(0, night - LOOKED_BACK) : night]
+        free = known.shape[1] * (WINDOWS - 1)
+        told[:, night] = np.sqrt(known.sum(1) / free) * float(t_quantile(0.975, float(free))) / 1.959964
+    return Histories(noise.draw(generator, series, nights, errors), told)
+
+
+def ours(past: Histories, series: int) -> Mask:
     """(histories,) whether the last night raises an alarm, of a change for the worse or the better, held to so many series (at Holm's first step)."""
-    found = shift(values, np.full(values.shape[-1], ERROR))
-    return np.asarray((found.p <= 1 / NIGHTS_PER_FALSE_ALARM / series) & (np.abs(np.expm1(found.log)) >= MATTERS))
+    alarm = np.zeros(len(past.values), bool)
+    places = np.round(np.log(past.told[:, -1]) / STEP)
+    for place in np.unique(places):
+        alike = places == place
+        found = shift(past.values[alike], np.full(past.values.shape[1], math.exp(STEP * place)))
+        alarm[alike] = (found.p <= 1 / NIGHTS_PER_FALSE_ALARM / series) & (np.abs(np.expm1(found.log)) >= MATTERS)
+    return alarm
 
 
-def three_deviations(values: Array) -> Mask:
-    before = values[:, -1 - WINDOW : -1]
+def three_deviations(past: Histories) -> Mask:
+    before = past.values[:, -1 - WINDOW : -1]
     if before.shape[1] < 3:
-        return np.zeros(len(values), bool)
-    return np.asarray(np.abs(values[:, -1] - before.mean(1)) > 3 * before.std(1, ddof=1))
+        return np.zeros(len(before), bool)
+    return np.asarray(np.abs(past.values[:, -1] - before.mean(1)) > 3 * before.std(1, ddof=1))
 
 
-def five_percent(values: Array) -> Mask:
-    return np.asarray(np.abs(values[:, -1] - values[:, -1 - WINDOW : -1].mean(1)) > math.log1p(0.05))
+def five_percent(past: Histories) -> Mask:
+    return np.asarray(np.abs(past.values[:, -1] - past.values[:, -1 - WINDOW : -1].mean(1)) > math.log1p(0.05))
+
+
+def until(histories: Histories, night: int) -> Histories:
+    """As a verdict in that night sees them."""
+    seen = slice(max(0, night - LOOKED_BACK), night + 1)
+    return Histories(histories.values[:, seen], histories.told[:, seen])
 
 
 def false_alarms(
-    alarm: Callable[[Array], Mask], noise: Noise, generator: np.random.Generator, series: int, nights: range
+    alarm: Callable[[Histories], Mask], noise: Noise, generator: np.random.Generator, series: int, nights: range
 ) -> float:
     """A year and series: nights with an alarm after one without, judged at each of `nights`."""
-    values = noise.draw(generator, series, nights.stop, ERROR)
+    histories = drawn(noise, generator, series, nights.stop)
     before = np.zeros(series, bool)
     count = 0
     for night in nights:
-        now = alarm(values[:, max(0, night - LOOKED_BACK) : night + 1])
+        now = alarm(until(histories, night))
         count += int((now & ~before).sum())
         before = now
     return count / (series * len(nights)) * 365
 
 
 def found(
-    alarm: Callable[[Array], Mask], generator: np.random.Generator, series: int, before: int, factor: float
+    alarm: Callable[[Histories], Mask], generator: np.random.Generator, series: int, before: int, factor: float
 ) -> list[float]:
     """Share of histories in which a step was found in its first night, its first two, …, `WITHIN`."""
-    values = SHIPPED.draw(generator, series, before + WITHIN, ERROR)
-    values[:, before:] += math.log(factor)
+    histories = drawn(SHIPPED, generator, series, before + WITHIN)
+    histories.values[:, before:] += math.log(factor)
     seen = np.zeros(series, bool)
     shares = []
     for night in range(before, before + WITHIN):
-        seen |= alarm(values[:, max(0, night - LOOKED_BACK) : night + 1])
+        seen |= alarm(until(histories, night))
         shares.append(float(seen.mean()))
     return shares
 
 
 def coverage(generator: np.random.Generator, series: int) -> float:
-    values = SHIPPED.draw(generator, series, WINDOW + WITHIN, ERROR)
-    values[:, WINDOW:] += math.log1p(PLANTED)
-    low, high = interval(values, np.full(WINDOW + WITHIN, ERROR), WITHIN)
-    return float(((low <= math.log1p(PLANTED)) & (math.log1p(PLANTED) <= high)).mean())
+    histories = drawn(SHIPPED, generator, series, WINDOW + WITHIN)
+    histories.values[:, WINDOW:] += math.log1p(PLANTED)
+    places = np.round(np.log(histories.told[:, -1]) / STEP)
+    held = 0
+    for place in np.unique(places):
+        errors = np.full(WINDOW + WITHIN, math.exp(STEP * place))
+        low, high = interval(histories.values[places == place], errors, WITHIN)
+        held += int(((low <= math.log1p(PLANTED)) & (math.log1p(PLANTED) <= high)).sum())
+    return held / series
 
 
 def main() -> None:
@@ -106,11 +153,11 @@ def main() -> None:
     began = time.monotonic()
     young, old = range(1, 15), range(LOOKED_BACK, LOOKED_BACK + (10 if asked.quick else 30))
 
-    def alone(values: Array) -> Mask:
-        return ours(values, 1)
+    def alone(past: Histories) -> Mask:
+        return ours(past, 1)
 
-    def among(values: Array) -> Mask:
-        return ours(values, HEADLINES)
+    def among(past: Histories) -> Mask:
+        return ours(past, HEADLINES)
 
     alarms = {
         f"{age}, {name}": false_alarms(rule, SHIPPED, generator, series, nights)

@@ -45,8 +45,8 @@ class Noise:
         order = np.arange(nights)
         return np.asarray(self.correlation ** np.abs(order[:, None] - order[None, :]), np.float64)
 
-    def draw(self, generator: np.random.Generator, series: int, nights: int, error: float) -> Array:
-        """(series, nights) logarithms about a level of 0, as the model says, each with its own error of standard deviation `error`."""
+    def draw(self, generator: np.random.Generator, series: int, nights: int, error: float | Array) -> Array:
+        """(series, nights) logarithms about a level of 0, as the model says, each with its own error of standard deviation `error`: of all, or of each."""
         spreads = self.spread * self.spread_factor ** generator.standard_normal((series, 1))
         alike = generator.standard_normal((series, nights)) @ np.linalg.cholesky(self.resemblance(nights)).T
         far = generator.random((series, nights)) < self.outliers

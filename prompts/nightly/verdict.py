@@ -4,7 +4,7 @@ Like is compared with like only: nights of the same job, work, model, boards and
 not part nights; where it changed with them, the verdict names it.
 
 Each series is a stage and a metric. Those of `HEADLINE` decide; the others explain. Both kinds are held to one false alarm in `NIGHTS_PER_FALSE_ALARM` nights for all their series
-together (Holm 1979).
+together (Hochberg 1988).
 """
 
 import math
@@ -296,12 +296,16 @@ def _error(figure: Figure) -> float | None:
 
 
 def _held(changes: Sequence[Change]) -> Iterator[Change]:
-    """The series of one kind, each with its word, held to one false alarm for all of them."""
+    """The series of one kind, each with its word, held to one false alarm for all of them.
+
+    Step-up (Hochberg 1988): of series that all move, each is held to less than one that moves alone. Series of a night depend on each other positively, for which it holds (Sarkar 1998).
+    """
     compared = sorted((each for each in changes if each.p is not None), key=lambda each: each.p or 0.0)
-    shown = True
+    bounds = [1 / NIGHTS_PER_FALSE_ALARM / (len(compared) - place) for place in range(len(compared))]
+    within = [(change.p or 0.0) <= bound for change, bound in zip(compared, bounds, strict=True)]
+    shown = max((place for place, one in enumerate(within) if one), default=-1)
     for place, change in enumerate(compared):
-        shown = shown and (change.p or 0.0) <= 1 / NIGHTS_PER_FALSE_ALARM / (len(compared) - place)
-        yield replace(change, word=_told(change) if shown else _untold(change))
+        yield replace(change, word=_told(change) if place <= shown else _untold(change))
     yield from (each for each in changes if each.p is None)
 
 

@@ -194,6 +194,16 @@ def test_many_series_are_held_to_one_false_alarm() -> None:
     assert (alone.word, among.word) == ("regression", "unclear")
 
 
+def test_what_all_series_show_need_not_be_shown_by_each_among_all() -> None:
+    """After two nights, 7 % more in one of twenty series is too little to say, and in all of them at once is not."""
+    stages = [f"batch-{each}" for each in range(20)]
+    nights = [night(day, *(at(3.0, stage=stage) for stage in stages)) for day in (1, 2)]
+    one = judge(nights, night(3, at(3.21, stage=stages[0]), *(at(3.0, stage=stage) for stage in stages[1:])))
+    every = judge(nights, night(3, *(at(3.21, stage=stage) for stage in stages)))
+    assert (one.word, every.word) == ("unclear", "regression")
+    assert {change.word for change in every.changes} == {"worse"}
+
+
 @given(st.floats(1e-6, 1e6), st.integers(2, 6), st.integers(0, 1000))
 def test_units_do_not_matter(scale: float, count: int, seed: int) -> None:
     values = 3.0 * np.exp(SHIPPED.draw(np.random.default_rng(seed), 1, count, 0.003)[0])
