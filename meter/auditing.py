@@ -29,6 +29,9 @@ WAITING_LIMIT_BYTES: Final = 4 << 20
 OLDEST_S: Final = 3600.0
 """Texts that have waited longer are dropped."""
 MOST_ARMS: Final = 32
+"""The latest that traffic had."""
+ARM_S: Final = 86_400.0
+"""An arm under which nobody has asked for so long is asked no tasks."""
 TASK_ANSWERS: Final = 8
 """To each task under each arm: T* needs so many."""
 ALONE: Final = 8.0
@@ -105,7 +108,8 @@ class Auditing:
         self._waiting: dict[str, Sampled] = {}
         self._own: OrderedDict[str, None] = OrderedDict()
         """Receipts of audits, whose texts are none to be judged."""
-        self._arms: dict[str, None] = {}
+        self._arms: OrderedDict[str, float] = OrderedDict()
+        """When somebody asked under each, the latest last."""
         self._send: Send | None = None
         self._job: Job | None = None
         self._paused = False
@@ -122,8 +126,10 @@ class Auditing:
     def opened(self, receipt_id: str, arm: str) -> None:
         """A request has come in."""
         if arm != AUDIT:
-            if len(self._arms) < MOST_ARMS:
-                self._arms[arm] = None
+            self._arms[arm] = self._clock()
+            self._arms.move_to_end(arm)
+            if len(self._arms) > MOST_ARMS:
+                self._arms.popitem(last=False)
             self._disturbed()
             return
         self._own[receipt_id] = None
@@ -200,6 +206,8 @@ class Auditing:
         """The next job, if there is one that may be done."""
         assert self._send is not None
         now_s = self._clock()
+        while self._arms and next(iter(self._arms.values())) < now_s - ARM_S:
+            self._arms.popitem(last=False)
         is_tasks_turn = bool(self._on and self._arms and now_s >= self._next_task_s and self._has_judged_enough())
         if is_tasks_turn and self._may("task", self._task_tokens()):
             self._next_task_s = now_s + TASK_EVERY_S

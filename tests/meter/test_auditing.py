@@ -8,7 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from etameter import auditing as module
-from etameter.auditing import AUDIT, IDLE_S, MOST_ARMS, OLDEST_S, REST_S, TASK_EVERY_S, WAITING_LIMIT, Auditing, Job
+from etameter.auditing import (
+    ARM_S,
+    AUDIT,
+    IDLE_S,
+    MOST_ARMS,
+    OLDEST_S,
+    REST_S,
+    TASK_EVERY_S,
+    WAITING_LIMIT,
+    Auditing,
+    Job,
+)
 from etameter.config import EtaSection
 
 pytestmark = pytest.mark.unit
@@ -193,8 +204,21 @@ def test_however_many_arms_are_named_a_task_has_some_of_them() -> None:
     meter.auditing.spent("entrace", PLENTY_J, 1e9)
     assert meter.wait(TASK_EVERY_S) == ["task"]
     arms = meter.said[-1]["arms"]
-    assert isinstance(arms, list)
-    assert len(arms) == MOST_ARMS
+    assert arms == [f"arm-{number}" for number in range(100 - MOST_ARMS, 100)], "the latest"
+
+
+def test_an_arm_that_traffic_has_no_more_is_asked_no_more() -> None:
+    meter = Meter()
+    meter.auditing.spent("entrace", PLENTY_J, 1e9)
+    meter.now_s += ARM_S - TASK_EVERY_S
+    meter.auditing.opened("b", "concise")
+    meter.auditing.opened("c", "seed")
+    meter.auditing.opened("d", "concise")
+    assert meter.wait(IDLE_S) == ["task"]
+    assert meter.said[-1]["arms"] == ["entrace", "seed", "concise"]
+    meter.answer(answers=[])
+    assert meter.wait(TASK_EVERY_S) == ["task"]
+    assert meter.said[-1]["arms"] == ["seed", "concise"]
 
 
 def test_tasks_wait_for_an_idle_server_though_another_judges() -> None:
