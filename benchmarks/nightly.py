@@ -75,7 +75,7 @@ def drawn(noise: Noise, generator: np.random.Generator, series: int, nights: int
 
 
 def ours(past: Histories, series: int) -> Mask:
-    """(histories,) whether the last night raises an alarm, of a change for the worse or the better, held to so many series (at Holm's first step)."""
+    """(histories,) whether the last night raises an alarm, of a change for the worse or the better, held to so many series (at its strictest bound)."""
     alarm = np.zeros(len(past.values), bool)
     places = np.round(np.log(past.told[:, -1]) / STEP)
     for place in np.unique(places):

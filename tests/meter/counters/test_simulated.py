@@ -11,10 +11,12 @@ import pytest
 
 from etameter.counters.simulated import (
     GAIN_LIMIT,
+    GAIN_VARIABLE,
     IDLE_FACTOR,
     LAUNCH_S,
     SimulatedCounter,
     SlowMotionBoard,
+    gain_of,
     step_cost,
 )
 from etameter.errors import CounterError
@@ -126,6 +128,27 @@ def published(ring_path: Path, board_path: Path) -> Iterator[None]:
         process.wait()
 
 
+@pytest.mark.parametrize("more", [None, "1.5"])
+def test_a_board_has_one_gain_for_good_and_more_where_it_is_asked_for(
+    more: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if more is not None:
+        monkeypatch.setenv(GAIN_VARIABLE, more)
+    told = []
+    for number in range(2):
+        with published(tmp_path / "ring", tmp_path / f"board-{number}"):
+            counter = SimulatedCounter(tmp_path / f"board-{number}")
+            while not counter.power_w:
+                time.sleep(0.01)
+            told.append(counter.power_w)
+            counter.close()
+    assert told[0] == told[1]
+    gain = told[0] / float(more or 1) / (H100.idle_w * IDLE_FACTOR)
+    assert gain == pytest.approx(gain_of("h100"), abs=1e-3)
+    assert abs(gain - 1) <= GAIN_LIMIT
+    assert gain_of("a100") != gain_of("h100")
+
+
 def test_a_board_that_comes_back_is_read_again_and_burns_no_old_steps(tmp_path: Path) -> None:
     ring_path, board_path = tmp_path / "ring", tmp_path / "board"
     ring = RingWriter(ring_path, engine="e", model="m", dtype="d")
@@ -190,6 +213,9 @@ def test_a_board_process_publishes_what_a_ring_shows(tmp_path: Path) -> None:
             assert process.poll() is None
             time.sleep(0.01)
         assert 0 < counter.slow_motion < 1
+        assert counter.modelled_s == pytest.approx(
+            10 * step_cost(H100, QWEN3_8B, row_table([decode(0)])).gpu_s, rel=0.2
+        )
         counter.close()
     finally:
         process.send_signal(signal.SIGTERM)

@@ -42,6 +42,19 @@ time.sleep(0.3)
 """
 
 
+# Heeds no answer, and leaves nothing.
+STUBBORN = """#!{python}
+import json, sys, urllib.error, urllib.request
+told = dict(zip(sys.argv, sys.argv[1:]))
+for _ in range(3):
+    question = urllib.request.Request(told["--base-url"] + told["--endpoint"], json.dumps({body}).encode())
+    try:
+        urllib.request.urlopen(question).read()
+    except urllib.error.HTTPError:
+        pass
+"""
+
+
 @pytest.fixture
 def put(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Puts a program called vllm onto the path."""
@@ -102,6 +115,26 @@ def test_what_the_server_says_of_tokens_goes_before_what_the_tool_says() -> None
     assert (figures["j_per_token"], figures["ttft_p50_s"], figures["j_per_question"]) == (2.0, None, None)
 
 
+@pytest.mark.parametrize(("failing", "answered"), [({0}, 2), ({0, 1, 2}, 0)])
+def test_questions_that_fail_are_counted_whatever_the_tool_says(
+    failing: set[int], answered: int, put: Callable[[str], None], tmp_path: Path
+) -> None:
+    """A tool whose every question fails may well end with 0, as guidellm does."""
+    asked = iter(range(3))
+    put(STUBBORN.format(python=sys.executable, body=json.dumps(BODY)))
+    upstream = Upstream(lambda messages: "fail" if next(asked) in failing else ab_bench.says(messages))
+    if not answered:
+        with pytest.raises(CantMake, match="none of the 3 questions of vllm was answered"):
+            made(tmp_path, upstream)
+        return
+    window, told = made(tmp_path, upstream)
+    window.energy_j = 10.0
+    assert (told["completed"], told["failed"]) == (answered, 3 - answered)
+    figures = {figure.metric: figure for figure in external.figures_of("external-vllm", window, told, "simulated")}
+    assert figures["failures"].value == pytest.approx(1 / 3)
+    assert figures["j_per_question"].value == 5.0
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -141,7 +174,8 @@ def test_each_tool_is_told_whom_to_ask_and_how_much(tool: Any, tmp_path: Path) -
     words = external.command(tool, [f"/bin/{tool}"], "http://127.0.0.1:1", Served("m", "/t"), 7, 5, tmp_path)
     line = " ".join(words)
     assert words[0] == f"/bin/{tool}"
-    assert all(part in line for part in ("http://127.0.0.1:1", "7", "128", "8", "m", str(tmp_path)))
+    assert all(part in line for part in ("http://127.0.0.1:1", "7", "128", "8", "m", "/t", str(tmp_path)))
+    assert "ignore" in line or tool == "guidellm", "which asks so of itself"
 
 
 def test_a_tap_passes_everything_on_and_knows_questions_from_looks() -> None:
