@@ -39,12 +39,14 @@ from etameter.export.prometheus import Metrics
 from etameter.export.public_ids import PublicIds
 from etameter.export.receipts import (
     NOT_MEASURED,
+    RECEIPT_IDS,
     UNKNOWN_REQUEST,
     energy_object,
     eta_fields,
     footprint_fields,
     is_measured,
     is_receipt_id,
+    transfer_fields,
     waste_fields,
 )
 from etameter.export.socket import Answer, MiddlewareSocket
@@ -57,14 +59,14 @@ from etameter.nodes.samplers import Samplers
 from etameter.pushing import otlp_of
 from etameter.readings import Found
 from etameter.recording import Recorder
-from etameter.records import Source, weakest
+from etameter.records import Source, prefill_receipt_id_of, weakest
 from etameter.sampler import Sampler
 from etameter.serving.ring import boot_id
 from etameter.slack import fast
 from etameter.slack.labels import WASTES
 from etameter.slack.reading import Reading
-from etameter.unwritten import Unwritten
 from etameter.texts import Texts, stored_beside
+from etameter.unwritten import Unwritten
 
 logger = logging.getLogger("etameter")
 
@@ -191,10 +193,10 @@ class Meter:
             classify=partial(fast.classify, model=model),
             tokenizer=self._tokenizer,
         )
-        self._audits = Audits(self._metrics, self._classifier, self._receipts)
-        self._auditing = Auditing(settings.eta, self._audits, on=settings.meter.classify)
         stores = settings.meter.classify and settings.meter.store_text
         self._stored = Texts(stored_beside(settings.ledger)) if stores else None
+        self._audits = Audits(self._metrics, self._classifier, self._receipts)
+        self._auditing = Auditing(settings.eta, self._audits, on=settings.meter.classify)
         self._public_ids = PublicIds()
         self._socket = MiddlewareSocket(
             socket,
@@ -272,6 +274,8 @@ class Meter:
             await runner.cleanup()
             await self._socket.stop()
             self._classifier.stop()
+            if self._stored is not None:
+                self._stored.close()
             self._receipts.close()
             self._ledger.close()
             self._end_recording()
@@ -279,8 +283,6 @@ class Meter:
     async def _listen(self, runner: web.AppRunner) -> None:
         await runner.setup()
         host, port = self._settings.meter.host, self._settings.meter.port
-            if self._stored is not None:
-                self._stored.close()
         try:
             await web.TCPSite(runner, host, port).start()
             port = runner.addresses[0][1]  # 0 has become one that was free
@@ -514,6 +516,8 @@ class Meter:
         return named.pop() if len(named) == 1 else None
 
     def _texts(self, receipt_id: str, message: Mapping[str, Any]) -> None:
+        if self._stored is not None:
+            self._stored.add(receipt_id, message, time.time())
         if not self._auditing.is_own(receipt_id):
             self._classifier.told(receipt_id, message)
             self._auditing.told(receipt_id, message)
@@ -533,23 +537,16 @@ class Meter:
             return self._figure(name)
         receipt_id = self._public_ids.receipt_of(name)
         figure, reason = (None, UNKNOWN_REQUEST) if receipt_id is None else self._figure(receipt_id)
-        return None if figure is None else {key: figure[key] for key in figure if key != "receipt_id"}, reason
+        return None if figure is None else {key: figure[key] for key in figure if key not in RECEIPT_IDS}, reason
 
     def _figure(self, receipt_id: str) -> Answer:
-        if self._stored is not None:
-            self._stored.add(receipt_id, message, time.time())
         """The energy of a response up to now, settled or not."""
         self._catch_up()
-        found = self._receipts.receipt(receipt_id)
-        found += self._unwritten.rows_of(receipt_id)
-        for engine in self._engines:
-            found += engine.accounts.rows_of(receipt_id)
-        rows = {(row.engine, row.engine_started_ns, row.number): row for row in found}  # the latest of each
-        if not rows:
+        of = self._rows(receipt_id)
+        if not of:
             return None, UNKNOWN_REQUEST
-        if not any(is_measured(row) for row in rows.values()):
+        if not any(map(is_measured, of)):
             return None, NOT_MEASURED
-        of = list(rows.values())
         reading, deep = self._classifier.of(receipt_id), self._audits.of(receipt_id)
         group = of[0].record.model, of[0].record.arm
         eta = eta_fields(
@@ -559,7 +556,17 @@ class Meter:
             eta["eta_deep"] = eta_fields(of, by_time(of, deep), self._audits.trust(*group, "deep"))["eta"]
         waste = waste_fields(of, self._claims.of(receipt_id) or self._receipts.waste(receipt_id))
         footprint = footprint_fields(of, self._footprint)
-        return energy_object(of, self._kind) | footprint | self._host.of(receipt_id) | eta | waste, None
+        prefill_id = prefill_receipt_id_of(of[0].record.request_id)
+        transfer = transfer_fields(of, prefill_id, [] if prefill_id is None else self._rows(prefill_id))
+        return energy_object(of, self._kind) | transfer | footprint | self._host.of(receipt_id) | eta | waste, None
+
+    def _rows(self, receipt_id: str) -> list[RequestRow]:
+        """The requests behind a receipt, the latest that is known of each."""
+        found = self._receipts.receipt(receipt_id)
+        found += self._unwritten.rows_of(receipt_id)
+        for engine in self._engines:
+            found += engine.accounts.rows_of(receipt_id)
+        return list({(row.engine, row.engine_started_ns, row.number): row for row in found}.values())
 
     def _health(self) -> tuple[bool, dict[str, object]]:
         """Well while the sampler runs; what is not known yet is null."""

@@ -28,7 +28,7 @@ from etameter.devices import Device
 from etameter.errors import EtameterError
 from etameter.ledger import RequestRow, Resume, resume_text
 from etameter.recorded_rows import RecordedRows
-from etameter.records import SENSED_AS, Conditions, Finding, receipt_id_of
+from etameter.records import SENSED_AS, Conditions, Finding, prefill_receipt_id_of, receipt_id_of
 from etameter.serving.ring import (
     Dispatch,
     Done,
@@ -43,7 +43,10 @@ VERSION = 1
 
 MANIFEST, EVENTS = "manifest.json", "events.jsonl"
 _SIBLING = re.compile(r"^\d+_")
-_RECEIPT_TAIL = 1 + 32 + 8  # "-<receipt id><8 hex digits>"
+_RECEIPT_DIGITS, _OWN_DIGITS = (
+    32,
+    8,
+)  # an engine's id ends in "-<receipt id><that of its prefill, if any><8 hex digits>"
 
 
 def receipt_name(receipt_id: str) -> str:
@@ -194,7 +197,10 @@ class _Names:
         receipt_id = receipt_id_of(request_id)
         if receipt_id is None:
             return self._hash(request_id)
-        return f"{self._hash(request_id[:-_RECEIPT_TAIL])}-{receipt_name(receipt_id)}{request_id[-8:]}"
+        prefill_id = prefill_receipt_id_of(request_id)
+        receipts = [receipt_id] if prefill_id is None else [receipt_id, prefill_id]
+        head = request_id[: -(1 + _RECEIPT_DIGITS * len(receipts) + _OWN_DIGITS)]
+        return f"{self._hash(head)}-{''.join(map(receipt_name, receipts))}{request_id[-_OWN_DIGITS:]}"
 
     def row(self, row: RequestRow) -> list[object]:
         record = row.record

@@ -163,7 +163,7 @@ class Balance:
         return self.measured_j - spent_j - sum(self.unattributed_j_by_cause.values())
 
 
-_RECEIPT_SUFFIX = re.compile(r"-([0-9a-f]{32})[0-9a-f]{8}$")
+_RECEIPT_SUFFIX = re.compile(r"-([0-9a-f]{32})([0-9a-f]{32})?[0-9a-f]{8}$")
 
 
 def receipt_id_of(engine_request_id: str) -> str | None:
@@ -174,3 +174,9 @@ def receipt_id_of(engine_request_id: str) -> str | None:
     """
     match = _RECEIPT_SUFFIX.search(engine_request_id)
     return match.group(1) if match else None
+
+
+def prefill_receipt_id_of(engine_request_id: str) -> str | None:
+    """The receipt id of the request in which another engine has prefilled this one's prompt; None where none has."""
+    match = _RECEIPT_SUFFIX.search(engine_request_id)
+    return match.group(2) if match else None

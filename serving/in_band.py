@@ -5,9 +5,11 @@ Ids that clients see, or choose, stay as they are and decide nothing.
 
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from typing import Any
+
+from etameter.records import receipt_id_of
 
 logger = logging.getLogger("vllm.etameter")
 
@@ -25,6 +27,8 @@ class _Probe:
 
 def put_receipts_in_band() -> bool:
     """Let vLLM insert the receipt id in the engine ids it makes: ``<id>-<8 hex>`` becomes ``<id>-<receipt id><8 hex>``.
+
+    Where another engine has prefilled the prompt, that request's receipt id follows: ``<id>-<receipt id><its receipt id><8 hex>``.
 
     False, with one warning, where this vLLM does not make its ids like that.
     """
@@ -54,9 +58,19 @@ def _with_receipt(assign: Callable[[Any], None]) -> Callable[[Any], None]:
         assign(request)
         receipt = receipt_id.get()
         if receipt is not None:
-            request.request_id = f"{request.request_id[:-8]}{receipt}{request.request_id[-8:]}"
+            prefilled = _prefill_receipt_of(request) or ""
+            request.request_id = f"{request.request_id[:-8]}{receipt}{prefilled}{request.request_id[-8:]}"
 
     return assign_request_id
+
+
+def _prefill_receipt_of(request: Any) -> str | None:
+    """The receipt id of the request that another engine has prefilled for this one, where their connector names it by that engine's id, as NIXL's does."""
+    extra = getattr(getattr(request, "sampling_params", None), "extra_args", None) or {}
+    transfer = extra.get("kv_transfer_params") or {}
+    if not isinstance(transfer, Mapping) or not transfer.get("do_remote_prefill"):
+        return None
+    return receipt_id_of(str(transfer.get("remote_request_id")))
 
 
 def _assigns_as_expected(assign: Callable[[Any], None]) -> bool:

@@ -16,6 +16,8 @@ UNKNOWN_REQUEST = "unknown_request"
 NOT_MEASURED = "not_measured"
 """Reason: while this request ran the counter was lost, frozen or not to be believed. What it took is unknown, not zero."""
 
+RECEIPT_IDS = frozenset({"receipt_id", "prefill_receipt_id"})
+"""Keys of figures whose values open receipts."""
 _RECEIPT_ID = re.compile(r"[0-9a-f]{32}")
 
 
@@ -99,6 +101,40 @@ def eta_fields(
             **needs,
             "slack": {category: each for category, each in by_category.items() if category not in NEEDS},
         }
+    }
+
+
+def transfer_fields(
+    rows: Sequence[RequestRow], prefill_receipt_id: str | None, prefilled: Sequence[RequestRow]
+) -> dict[str, object]:
+    """`disaggregated`: what the engine that prefilled the prompt took, what the one that decoded it, and both; empty where one engine did all.
+
+    All other figures are of the decoding engine alone, so that summing receipts counts no joule twice. `prefill` is null where
+    that engine has another meter, or is not known any more; its own server answers for its receipt.
+    """
+    if prefill_receipt_id is None:
+        return {}
+    told: dict[str, object] = {"prefill": None, "decode": _share(rows)}
+    if prefilled and all(map(is_measured, prefilled)):
+        both = [row.energy for row in (*prefilled, *rows)]
+        told["prefill"] = _share(prefilled)
+        told["energy_joules"] = math.fsum(energy.energy_j for energy in both)
+        told["error_joules"] = math.fsum(energy.error_j for energy in both)
+        told["settled"] = all(energy.settled for energy in both)
+        told["source"] = weakest(frozenset(energy.source for energy in both))
+    else:
+        told["prefill_reason"] = NOT_MEASURED if prefilled else UNKNOWN_REQUEST
+    return {"prefill_receipt_id": prefill_receipt_id, "disaggregated": told}
+
+
+def _share(rows: Sequence[RequestRow]) -> dict[str, object]:
+    return {
+        "engine": rows[0].engine,
+        "prompt_joules": math.fsum(row.energy.prompt_j for row in rows),
+        "output_joules": math.fsum(row.energy.output_j for row in rows),
+        "error_joules": math.fsum(row.energy.error_j for row in rows),
+        "prefill_tokens": sum(row.prefill_tokens for row in rows),
+        "output_tokens": sum(row.record.output_tokens for row in rows),
     }
 
 

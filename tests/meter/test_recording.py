@@ -12,12 +12,20 @@ from pathlib import Path
 
 import pytest
 
-from etameter import playback
+from etameter import playback, recording
 from etameter.accounts import Accounts, Batch
 from etameter.ledger import RequestRow, Resume
 from etameter.playback import OF_DEMO, replay
 from etameter.recording import Recorder, RecordingError, receipt_name
-from etameter.records import Conditions, Edge, Finding, ReadFailure, Standstill
+from etameter.records import (
+    Conditions,
+    Edge,
+    Finding,
+    ReadFailure,
+    Standstill,
+    prefill_receipt_id_of,
+    receipt_id_of,
+)
 from etameter.serving.ring import Dispatch, Done, Introduction, Lost, Record, Row, pair_table, row_table
 from tests.meter.test_accounts import MS, Books, Engine, device, feed, header
 
@@ -291,3 +299,12 @@ def test_a_replay_needs_neither_nvml_nor_vllm_nor_linux(tmp_path: Path) -> None:
     told = json.loads(done.stdout)
     assert told["identical"] is True
     assert len(told["receipts"]) == len(replay(tmp_path / "r.zip").rows)
+
+
+def test_the_receipt_of_a_prefill_elsewhere_is_replaced_too() -> None:
+    own, other = "a1" * 16, "b2" * 16
+    hidden = recording._Names(b"key").engine_id(f"2_chatcmpl-alice-{own}{other}01234567")
+    assert (receipt_id_of(hidden), prefill_receipt_id_of(hidden)) == (receipt_name(own), receipt_name(other))
+    assert hidden.startswith("2_")
+    assert hidden.endswith("01234567")
+    assert not any(word in hidden for word in ("alice", own, other))

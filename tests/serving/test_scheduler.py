@@ -362,3 +362,35 @@ def test_the_receipt_goes_into_the_ids_of_this_vllm(monkeypatch: pytest.MonkeyPa
     monkeypatch.undo()
     monkeypatch.setenv("VLLM_DISABLE_REQUEST_ID_RANDOMIZATION", "1")
     assert not in_band.put_receipts_in_band()
+
+
+@pytest.mark.parametrize(
+    ("transfer", "prefilled"),
+    [
+        ({"do_remote_prefill": True, "remote_request_id": f"cmpl-2-{'e' * 32}00000000"}, "e" * 32),
+        ({"do_remote_prefill": True, "remote_request_id": f"cmpl-2-{'e' * 32}{'d' * 32}00000000"}, "e" * 32),
+        ({"do_remote_prefill": True, "remote_request_id": "cmpl-2-00000000"}, None),
+        ({"do_remote_decode": True, "remote_request_id": f"cmpl-2-{'e' * 32}00000000"}, None),
+        ({"do_remote_prefill": True}, None),
+        ("nonsense", None),
+        (None, None),
+    ],
+)
+def test_who_has_prefilled_a_prompt_goes_into_the_id_too(
+    monkeypatch: pytest.MonkeyPatch, transfer: object, prefilled: str | None
+) -> None:
+    from vllm import SamplingParams
+    from vllm.v1.engine.input_processor import InputProcessor
+
+    from etameter.records import prefill_receipt_id_of, receipt_id_of
+    from etameter.serving import in_band
+
+    monkeypatch.setattr(InputProcessor, "assign_request_id", InputProcessor.__dict__["assign_request_id"])
+    assert in_band.put_receipts_in_band()
+    params = SamplingParams(extra_args=None if transfer is None else {"kv_transfer_params": transfer})
+    request = SimpleNamespace(request_id=f"chatcmpl-{'a' * 32}", external_req_id=None, sampling_params=params)
+    token = in_band.receipt_id.set("0123456789abcdef" * 2)
+    InputProcessor.assign_request_id(request)
+    in_band.receipt_id.reset(token)
+    assert receipt_id_of(request.request_id) == "0123456789abcdef" * 2
+    assert prefill_receipt_id_of(request.request_id) == prefilled, "whatever the client's own id looks like"

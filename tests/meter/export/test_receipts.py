@@ -2,7 +2,14 @@ from dataclasses import replace
 
 import pytest
 
-from etameter.export.receipts import energy_object, is_measured, is_receipt_id
+from etameter.export.receipts import (
+    NOT_MEASURED,
+    UNKNOWN_REQUEST,
+    energy_object,
+    is_measured,
+    is_receipt_id,
+    transfer_fields,
+)
 from etameter.ledger import RequestRow
 from etameter.records import RequestEnergy, RequestRecord, Source
 
@@ -84,3 +91,34 @@ def test_accepted_drafts_are_tokens_and_what_ran_beyond_a_stop_is_none() -> None
 def test_a_response_is_known_no_better_than_the_worst_known_of_its_requests() -> None:
     partial = replace(row(1), energy=replace(row(1).energy, method="step-cost-partial"))
     assert energy_object([row(0), partial], "nvml")["attribution_method"] == "step-cost-partial"
+
+
+PREFILLED = "e" * 32
+
+
+def test_a_response_of_one_engine_says_nothing_of_another() -> None:
+    assert transfer_fields([row(0)], None, []) == {}
+
+
+def test_two_engines_shares_stand_beside_each_other_with_their_sum() -> None:
+    decoded, prefilled = row(0), replace(row(1), engine="prefill")
+    prefilled = replace(prefilled, energy=replace(prefilled.energy, prompt_j=8.0, output_j=0.0))
+    told = transfer_fields([decoded], PREFILLED, [prefilled])
+    assert told["prefill_receipt_id"] == PREFILLED
+    both = told["disaggregated"]
+    assert isinstance(both, dict)
+    assert (both["prefill"]["prompt_joules"], both["prefill"]["output_joules"]) == (8.0, 0.0)
+    assert (both["decode"]["prompt_joules"], both["decode"]["output_joules"]) == (4.0, 36.0)
+    assert (both["prefill"]["engine"], both["decode"]["engine"]) == ("prefill", "engine-0")
+    assert both["energy_joules"] == 48.0
+    assert both["error_joules"] == 4.0
+    assert energy_object([decoded], "nvml")["energy_joules"] == 40.0, "whoever adds receipts up counts no joule twice"
+
+
+def test_a_share_that_is_not_known_makes_no_sum() -> None:
+    unmeasured = replace(row(1), energy=replace(row(1).energy, prompt_j=0.0, output_j=0.0))
+    for prefilled, reason in ([], UNKNOWN_REQUEST), ([unmeasured], NOT_MEASURED):
+        both = transfer_fields([row(0)], PREFILLED, prefilled)["disaggregated"]
+        assert isinstance(both, dict)
+        assert (both["prefill"], both["prefill_reason"]) == (None, reason)
+        assert "energy_joules" not in both
