@@ -40,11 +40,12 @@ def board(
     panels: Sequence[Panel],
     *,
     since: str = "now-30m",
+    refresh: str = "10s",
     variables: Variables = VARIABLES,
     devices: str = "etameter_gpu_energy_joules_total",
 ) -> dict[str, Any]:
     """What Grafana imports. The banner names the sources of `devices`, a metric."""
-    made = dashboard.Dashboard(title).uid(uid).description(description).tags([TAG]).time(since, "now").refresh("10s")
+    made = dashboard.Dashboard(title).uid(uid).description(description).tags([TAG]).time(since, "now").refresh(refresh)
     made = made.tooltip(models.DashboardCursorSync.CROSSHAIR).timezone("browser").editable()
     made = made.link(
         dashboard.DashboardLink("etameter")

@@ -17,6 +17,7 @@ VARIABLES: Variables = (
 CLUSTER = 'cluster=~"$cluster", source=~"$source"'
 MODEL = f'{CLUSTER}, model_name=~"$model"'
 REPLICA = ("cluster", "node", "instance", "model_name", "source")
+METER = "meter_"
 NAMED = "{{cluster}} {{node}} {{instance}}"
 WORST = 10
 STEP_S = 60
@@ -35,6 +36,7 @@ def fleet() -> dict[str, Any]:
         "alone, see docs/scale.md. Single replicas, GPUs and arms are on the other dashboards, of the cluster's own store.",
         [*_whole(), *_over_time(), *_compared(), *_worst(), *_footprint()],
         since="now-6h",
+        refresh="1m",
         variables=VARIABLES,
         devices="etameter:cluster_gpus:count",
     )
@@ -49,17 +51,18 @@ def _share(part: str, of: str, selected: str, by: str) -> str:
     return f"{_sum(part, selected, by)} / ({_sum(of, selected, by)} > 0)"
 
 
-def _wh_per_token(by: str) -> str:
-    outputs = _sum("meter_request_watts:rate5m", f'phase="output", {MODEL}', by)
-    return f"{outputs} / 3600 / ({_sum('meter_output_tokens:rate5m', MODEL, by)} > 0)"
+def _wh_per_token(by: str, of: str = "") -> str:
+    """Of what rules sum up to; of `meter_` for replicas, which are many."""
+    outputs = _sum(f"{of}request_watts:rate5m", f'phase="output", {MODEL}', by)
+    return f"{outputs} / 3600 / ({_sum(f'{of}output_tokens:rate5m', MODEL, by)} > 0)"
 
 
-def _eta(by: str) -> str:
-    return _share("meter_eta_bound_tokens:rate5m", "meter_classified_tokens:rate5m", MODEL, by)
+def _eta(by: str, of: str = "model_") -> str:
+    return _share(f"{of}eta_bound_tokens:rate5m", f"{of}classified_tokens:rate5m", MODEL, by)
 
 
-def _error(by: str) -> str:
-    return _share("meter_request_errors:rate5m", "meter_requests:rate5m", MODEL, by)
+def _error(by: str, of: str = "model_") -> str:
+    return _share(f"{of}request_errors:rate5m", f"{of}requests:rate5m", MODEL, by)
 
 
 def _unattributed(by: str) -> str:
@@ -203,11 +206,11 @@ def _compared() -> list[Any]:
             "Models",
             "Over five minutes, of all replicas in the selected clusters.",
             (
-                ("power", "watt", now(_sum("meter_request_watts:rate5m", MODEL, "model_name, source"))),
+                ("power", "watt", now(_sum("request_watts:rate5m", MODEL, "model_name, source"))),
                 (
                     "output tokens per second",
                     "short",
-                    now(_sum("meter_output_tokens:rate5m", MODEL, "model_name, source")),
+                    now(_sum("output_tokens:rate5m", MODEL, "model_name, source")),
                 ),
                 ("per output token", "watth", now(_wh_per_token("model_name, source"))),
                 ("η is at most", "percentunit", now(_eta("model_name, source"))),
@@ -256,14 +259,14 @@ def _worst() -> list[Any]:
             "Small batches, hot or older boards and long contexts are among the reasons.",
             (
                 ("above the mean", "watt", now(worst)),
-                ("per output token", "watth", now(f"({_wh_per_token(by)}) and {worst}")),
+                ("per output token", "watth", now(f"({_wh_per_token(by, METER)}) and {worst}")),
                 (
                     "times the mean",
                     "short",
-                    now(f"({_wh_per_token(by)}) / on (model_name, source) group_left () ({models}) and {worst}"),
+                    now(f"({_wh_per_token(by, METER)}) / on (model_name, source) group_left () ({models}) and {worst}"),
                 ),
                 ("output tokens per second", "short", now(f"{tokens} and {worst}")),
-                ("error of a request", "percentunit", now(f"({_error(by)}) and {worst}")),
+                ("error of a request", "percentunit", now(f"({_error(by, METER)}) and {worst}")),
             ),
             by=REPLICA,
             height=11,
@@ -282,7 +285,7 @@ def _worst() -> list[Any]:
             f"The {WORST} lowest bounds of η",
             "Bound on lenient η by replica, over five minutes.",
             "percentunit",
-            _worst_of(_eta(by), least=True),
+            _worst_of(_eta(by, METER), least=True),
             height=16,
             empty=NOT_CLASSIFIED,
         ),
@@ -290,7 +293,7 @@ def _worst() -> list[Any]:
             f"The {WORST} least certain",
             "Error of a request's energy, mean over the requests of a replica within five minutes.",
             "percentunit",
-            _worst_of(_error(by)),
+            _worst_of(_error(by, METER)),
             height=16,
             empty=NO_REQUEST,
         ),
