@@ -50,6 +50,21 @@ def test_all_scrape_alike_and_send_alike() -> None:
 
 
 @pytest.mark.unit
+def test_the_charts_monitor_names_node_and_instance_alike() -> None:
+    manifests = yaml.safe_load_all((ROOT / "tests" / "docker" / "rendered" / "all.yaml").read_text())
+    [monitor] = [each for each in manifests if each["kind"] == "PodMonitor"]
+    [endpoint] = monitor["spec"]["podMetricsEndpoints"]
+    pods = _example("vmagent.yml")["scrape_configs"][0]["relabel_configs"]
+    named = [
+        {"sourceLabels": each["source_labels"], "targetLabel": each["target_label"]}
+        | ({"separator": each["separator"]} if "separator" in each else {})
+        for each in pods
+        if "target_label" in each
+    ]
+    assert endpoint["relabelings"] == named
+
+
+@pytest.mark.unit
 def test_what_is_sent_is_all_that_the_fleets_dashboard_asks() -> None:
     kept, dropped = (re.compile(each["regex"]) for each in UPWARDS)
     sent = {name for name in expressions.rules() if kept.fullmatch(name) and not dropped.fullmatch(name)}
