@@ -193,6 +193,36 @@ def eta_thinking(
     return 0
 
 
+@eta.command("brake")
+def eta_brake(
+    run: Annotated[
+        Path, typer.Argument(help="A run of etameter ab with --arms NAME,NAME-braked --texts, that has ended.")
+    ],
+    answers_out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Where the answers without the brake go, for eta audit.")
+    ] = None,
+    judged: Annotated[Path | None, typer.Option(metavar="FILE", help="What eta audit found in these answers.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Where the report goes, for [arms.NAME] brake.")
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """Say what ending streams at closings and circles saved, and how many answers it may have spoiled (experimental).
+
+    Spoiled is what fails its checker for it, and what a judge finds something required in after the end. An arm is braked only by a report that bounds both.
+    """
+    from .prompts import brake
+
+    if answers_out is not None:
+        print(f"{brake.write_answers(run, answers_out)} answers, in {answers_out}: judge them with etameter eta audit")
+        return 0
+    found = brake.measure(run, judged)
+    if out is not None:
+        brake.keep(found, out)
+    print(brake.as_json(found) if as_json else brake.text_of(found))
+    return 0
+
+
 def audits(
     url: Annotated[str, typer.Option(help="The served model, started with etameter.")] = "http://127.0.0.1:8000",
     socket: Annotated[Path | None, typer.Option(metavar="FILE", help="Socket of the meter.")] = None,

@@ -155,6 +155,11 @@ class ArmSection(_Section):
         default=frozenset(), description="Requests with one of these API keys (`Authorization: Bearer` or `X-Api-Key`)."
     )
     models: frozenset[str] = Field(default=frozenset(), description="Requests that ask for one of these models.")
+    brake: Path | None = Field(
+        default=None,
+        description="Experimental: end this arm's streams where nothing but slack would follow. The path of the report, by `etameter eta brake`, that bounds the damage "
+        "under `[eta] most_damage`; without one nothing is served.",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +244,12 @@ class EtaSection(_Section):
     weights: Path | None = Field(
         default=None,
         description="Weights that `etameter eta train` made of labels of your own, in place of those that come with etameter.",
+    )
+    most_damage: float = Field(
+        default=0.02,
+        gt=0.0,
+        le=0.1,
+        description="The most answers, as a share, that an arm's slack brake may spoil by its report's 95 % bounds: of correct ones by a checker, of all by a judge.",
     )
 
 

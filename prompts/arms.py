@@ -9,7 +9,7 @@ import json
 import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -21,6 +21,8 @@ from etameter.errors import ArmError
 CONSTRAINTS = "{{constraints}}"
 """Where a task's own constraints stand in a system prompt."""
 LONGEST_CHARACTERS = 65_536
+BRAKED = "-braked"
+"""How the name ends of an arm that is asked with the slack brake on."""
 ALIKE = 0.1
 """How far the length of a control may be from that of the arm it controls for, in words."""
 
@@ -93,11 +95,14 @@ class Arm:
     """`task`: structured output holds the answer to the schema that the task gives."""
     as_long_as: str | None = None
     """The arm whose system prompt this one's has to equal in length."""
+    braked: bool = False
+    """The server is asked to end streams where nothing but slack would follow."""
 
     @property
     def hash(self) -> str:
-        """Of all that decides what the model is sent; name and description do not."""
+        """Of all that decides what the model is sent, and where its answer ends; name and description do not."""
         told = [self.system, self.endpoint, self.model, self.sampling.given(), self.response_format]
+        told += [BRAKED] * self.braked
         return hashlib.sha256(json.dumps(told, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
 
     def __str__(self) -> str:
@@ -159,14 +164,17 @@ def built_in() -> tuple[str, ...]:
 
 
 def find(named: str) -> Arm:
-    """An arm by its name, by the path of its file, or as NAME=FILE for an own name.
+    """An arm by its name, by the path of its file, or as NAME=FILE for an own name. One whose name ends in `BRAKED` is the same with the slack brake on.
 
     Raises:
         ArmError: there is none, or its file is not one.
     """
+    name, given, file = named.partition("=")
+    if name.endswith(BRAKED):
+        same = find(name.removesuffix(BRAKED) + given + file)
+        return replace(same, name=name, description=f"{same.description} With the slack brake.", braked=True)
     if named in built_in():
         return load(_BUILT_IN / f"{named}.toml")
-    name, given, file = named.partition("=")
     if given:
         return load(Path(file), name)
     if Path(named).is_file() or Path(named).suffix:

@@ -37,19 +37,25 @@ Energy = Mapping[str, Any]
 class Witness:
     """Asks an endpoint, with something added to every request, and keeps the answers: also those before a failure."""
 
-    def __init__(self, endpoint: Endpoint, added: Mapping[str, Any]) -> None:
+    def __init__(self, endpoint: Endpoint, added: Mapping[str, Any], *, braked: bool | None = None) -> None:
+        """`braked`: answers are streamed, with the slack brake or without."""
         self._endpoint = endpoint
         self._added = added
+        self._braked = braked
         self.answers: list[Answer] = []
 
     def at(self, url: str) -> "Witness":
-        there = Witness(self._endpoint.at(url), self._added)
+        there = Witness(self._endpoint.at(url), self._added, braked=self._braked)
         there.answers = self.answers
         return there
 
     async def chat(self, body: Mapping[str, Any], arm: str) -> Answer:
         """As `Endpoint.chat`."""
-        answer = await self._endpoint.chat({**body, **self._added}, arm)
+        asked = {**body, **self._added}
+        if self._braked is None:
+            answer = await self._endpoint.chat(asked, arm)
+        else:
+            answer = await self._endpoint.chat_streamed(asked, arm, braked=self._braked)
         self.answers.append(answer)
         return answer
 
@@ -97,7 +103,8 @@ class Asker:
             ArmError: the arm needs something that the task does not have.
         """
         task, arm = self.tasks[asking.task], self.arms[asking.arm]
-        server = Witness(self.endpoint, self._salt(block, attempt, asking))
+        streams = any(each.braked for each in self.arms.values())  # all then, so that the brake alone is the difference
+        server = Witness(self.endpoint, self._salt(block, attempt, asking), braked=arm.braked if streams else None)
         wanted = Wanted(task, arm, self._sampling(asking))
         start_ns = time.monotonic_ns()
         dialogue: Dialogue | None = None
@@ -191,6 +198,7 @@ def outcome_of(held: Held, block: Block, attempt: int, *, texts: bool) -> Outcom
         slack={},
         prompt_text="\n\n".join(held.task.turns) if texts else None,
         answer_text=answers[-1].text if texts and answers else None,
+        braked=answers[-1].braked if answers else None,
     )
 
 

@@ -4,19 +4,22 @@ import asyncio
 import json
 import math
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Self, get_args
 
 import aiohttp
 
 from etameter import config
+from etameter.audit_key import HEADER as AUDIT_HEADER
 from etameter.errors import EngineError
 from etameter.export.receipts import NOT_MEASURED
 from etameter.records import Source
 
 ARM_HEADER = "X-Etameter-Arm"
+BRAKE_HEADER = "X-Etameter-Brake"
+"""`on` in a request asks for the slack brake, in a response says that it was on."""
 RUN_HEADER = "X-Etameter-Run"
 """Says that requests belong to an experiment, so that the same one sent again is no user's retry."""
 UNCONSTRAINED = "unconstrained"
@@ -28,6 +31,8 @@ _REQUEST_S = 900.0
 _POLL_S = 0.2
 _SAID = 300
 
+
+_STREAMED = {"stream": True, "stream_options": {"include_usage": True, "continuous_usage_stats": True}}
 
 Fault = Literal["timeout", "http_429", "http_5xx", "http_4xx", "refused", "malformed", "server_gone"]
 
@@ -61,6 +66,8 @@ class Answer:
     receipt_id: str | None
     cached_tokens: int | None = None
     """Of the prompt, found in the prefix cache; None where the server doesn't say."""
+    braked: str | None = None
+    """Why the slack brake ended it, if it did."""
 
 
 class Endpoint:
@@ -124,12 +131,42 @@ class Endpoint:
             Failed: the server fails, goes away or takes too long, or its answer is no chat completion.
         """
         began_s = time.monotonic()
-        try:
+        with self._failing(began_s):
             async with self._session.post(
                 f"{self.url}/v1/chat/completions", json=dict(body), headers={ARM_HEADER: arm}
             ) as response:
                 await _refuse_failure(response)
                 told = await response.json(content_type=None)
+        return self._read(lambda: told, began_s)
+
+    async def chat_streamed(self, body: Mapping[str, Any], arm: str, *, braked: bool) -> Answer:
+        """As `chat`, from a stream; `braked`: one that the server is to end where nothing but slack would follow.
+
+        Raises:
+            EngineError: as `chat`, or the server has no brake.
+        """
+        began_s = time.monotonic()
+        headers = {ARM_HEADER: arm} | ({BRAKE_HEADER: "on"} if braked else {})
+        chunks: list[Any] = []
+        with self._failing(began_s):
+            async with self._session.post(
+                f"{self.url}/v1/chat/completions", json={**body, **_STREAMED}, headers=headers
+            ) as response:
+                await _refuse_failure(response)
+                if braked and response.headers.get(BRAKE_HEADER) != "on":
+                    raise EngineError(f"{self.url} has no slack brake", "serve with this version of etameter")
+                chunks += [
+                    json.loads(line.removeprefix(b"data: "))
+                    async for line in response.content
+                    if line.startswith(b"data: {")
+                ]
+        return self._read(lambda: _joined(chunks), began_s)
+
+    @contextmanager
+    def _failing(self, began_s: float) -> Iterator[None]:
+        """Raises Failed for what a server does wrong meanwhile."""
+        try:
+            yield
         except TimeoutError as error:
             seconds = time.monotonic() - began_s
             raise Failed("timeout", f"the server does not answer in {seconds:.0f} s", "ask for less") from error
@@ -139,8 +176,10 @@ class Endpoint:
             raise Failed("malformed", f"an answer of {self.url} is no HTTP ({error.status})", "see its log") from error
         except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
             raise Failed("malformed", *_no_json(error)) from error
+
+    def _read(self, told: Callable[[], dict[str, Any]], began_s: float) -> Answer:
         try:
-            return _answer(told, time.monotonic() - began_s)
+            return _answer(told(), time.monotonic() - began_s)
         except (TypeError, LookupError, AttributeError, ArithmeticError, ValueError) as error:
             raise Failed(
                 "malformed",
@@ -155,11 +194,8 @@ class Endpoint:
             Refused: the server finds fault with the request.
             EngineError: the server fails.
         """
-        options = {"include_usage": True, "continuous_usage_stats": True}
         async with self._session.post(
-            f"{self.url}/v1/chat/completions",
-            json={**body, "stream": True, "stream_options": options},
-            headers={ARM_HEADER: arm},
+            f"{self.url}/v1/chat/completions", json={**body, **_STREAMED}, headers={ARM_HEADER: arm}
         ) as response:
             await _refuse_failure(response)
             async for line in response.content:
@@ -193,15 +229,17 @@ async def connect(
     api_key: str | None = None,
     *,
     run: str | None = None,
+    audit_key: str | None = None,
     timeout_s: float = _REQUEST_S,
 ) -> AsyncIterator[Endpoint]:
-    """An endpoint for as long as the block runs. `run` names the experiment that its requests belong to.
+    """An endpoint for as long as the block runs. `run` names the experiment that its requests belong to; with `audit_key` they may be under the arm `audit`.
 
     Raises:
         EngineError: in the block, a server did not answer, or not in JSON.
     """
     headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
     headers |= {} if run is None else {RUN_HEADER: run}
+    headers |= {} if audit_key is None else {AUDIT_HEADER: audit_key}
     timeout, connector = aiohttp.ClientTimeout(total=timeout_s), aiohttp.TCPConnector(limit=0)
     try:
         async with aiohttp.ClientSession(timeout=timeout, connector=connector, headers=headers) as session:
@@ -290,6 +328,23 @@ def _words(value: object) -> str:
     return value.encode("utf-8", "replace").decode("utf-8")
 
 
+def _joined(chunks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What an answer in one piece would say."""
+    told: dict[str, Any] = {}
+    message: dict[str, str] = {}
+    finish_reason = None
+    for chunk in chunks:
+        told |= {
+            name: value for name, value in chunk.items() if name.startswith("energy") or (name == "usage" and value)
+        }
+        for choice in chunk["choices"]:
+            for name, said in choice["delta"].items():
+                if isinstance(said, str) and name != "role":
+                    message[name] = message.get(name, "") + said
+            finish_reason = choice.get("finish_reason") or finish_reason
+    return {**told, "choices": [{"message": message, "finish_reason": finish_reason}]}
+
+
 def _answer(told: dict[str, Any], seconds: float) -> Answer:
     choice, usage, energy = told["choices"][0], told["usage"], energy_in(told)
     message = choice["message"]
@@ -306,4 +361,5 @@ def _answer(told: dict[str, Any], seconds: float) -> Answer:
         energy_reason=reason,
         receipt_id=told.get("energy_receipt_id") if energy is None else energy["receipt_id"],
         cached_tokens=None if cached is None else _tokens(cached),
+        braked=told.get("energy_braked") if energy is None else energy.get("braked"),
     )

@@ -27,6 +27,8 @@ MIXED: Final = "mixed"
 """The arm of a block whose requests are of all arms."""
 
 _VERSION = "1"
+_ADDED: Final = frozenset({"braked", "eta_minimal"})
+"""Columns that tables of earlier versions don't have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +136,10 @@ class Outcome:
     """None, like the answer, unless the run may keep texts."""
     answer_text: str | None
     spans: tuple[Span, ...] = ()
+    braked: str | None = None
+    """Why the slack brake ended the last answer, if it did."""
+    eta_minimal: float | None = None
+    """Of code and calls of tools: see `minimal`."""
 
 
 RowT = TypeVar("RowT", BlockRow, Outcome)
@@ -170,7 +176,8 @@ def read_parquet(path: Path, kind: type[RowT]) -> tuple[list[RowT], dict[str, An
     except (OSError, pa.ArrowInvalid) as error:
         raise ExperimentError(f"{path} can't be read ({error})", remedy) from error
     told = json.loads((table.schema.metadata or {}).get(b"etameter", b"{}"))
-    if any(told.get(key) != value for key, value in _head(kind).items()) or not table.schema.equals(schema(kind)):
+    there = pa.schema([each for each in schema(kind) if each.name in table.schema.names or each.name not in _ADDED])
+    if any(told.get(key) != value for key, value in _head(kind).items()) or not table.schema.equals(there):
         raise ExperimentError(f"{path} is no table of {_NAMES[kind]} of version {_VERSION}", remedy)
     return [kind(**_lively(row)) for row in table.to_pylist()], told["about"]
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from etameter import config
 from etameter.errors import ConfigError, EngineError
 
-from . import arms, budgets, cpu_engine, outside, ports, vllm_program
+from . import arms, brakes, budgets, cpu_engine, outside, ports, vllm_program
 from . import model as model_source
 from .child import interruptible
 from .supervisor import Service, Supervisor
@@ -295,6 +295,7 @@ def middleware_environment(settings: config.Config) -> dict[str, str]:
         "ETAMETER_CLASSIFY": "1" if settings.meter.classify else "0",
         "ETAMETER_SETTLE_RESPONSES": "1" if settings.serve.settle_responses else "0",
         "ETAMETER_RECEIPT_TOKEN": settings.meter.receipt_token or "",
+        **brakes.environment(settings),
     }
 
 

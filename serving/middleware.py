@@ -35,6 +35,7 @@ from etameter.config import socket_path
 from etameter.serving import outside
 from etameter.serving.arms import Arms
 from etameter.serving.arrivals import Arrivals
+from etameter.serving.braking import BRAKED, Braking
 from etameter.serving.budgets import HEADER, Budgets
 from etameter.serving.in_band import put_receipts_in_band, receipt_id
 from etameter.serving.link import METER_AWAY, METER_LATE, Answer, MeterLink, answer_in
@@ -88,6 +89,7 @@ class EnergyMiddleware:
         self.budgets = Budgets.from_environment()
         self.link = MeterLink(socket_path(), budgets=bool(self.budgets))
         self.arms = Arms.from_environment()
+        self.answering = Braking(app, self.arms)
         self.settle = os.environ.get("ETAMETER_SETTLE_RESPONSES") == "1"
         self.receipt_token = os.environ.get("ETAMETER_RECEIPT_TOKEN", "").encode()
         self.classify = os.environ.get("ETAMETER_CLASSIFY") == "1"
@@ -180,7 +182,7 @@ class _Exchange:
     def __init__(
         self, middleware: EnergyMiddleware, scope: Scope, receive: Receive, send: Send, *, embeds: bool
     ) -> None:
-        self.app = middleware.app
+        self.app = middleware.app if embeds else middleware.answering
         self.scope = scope
         self.settle = middleware.settle
         self.link = middleware.link
@@ -427,7 +429,8 @@ class _Exchange:
             answer = await self._settled(answer)
         comma = b"" if end[:-1].rstrip().endswith(b"{") else b","
         receipt_id = None if self.question is None else self.receipt_id
-        return end[:-1] + comma + _energy_field(answer, receipt_id) + part[len(end) - 1 :]
+        field = _energy_field(answer, receipt_id, self.scope.get(BRAKED))
+        return end[:-1] + comma + field + part[len(end) - 1 :]
 
     async def _settled(self, answer: Answer) -> Answer:
         """The figure once it is settled; the last one there was, where that takes too long."""
@@ -441,8 +444,13 @@ class _Exchange:
         return answer
 
 
-def _energy_field(answer: Answer, receipt_id: str | None = None) -> bytes:
+def _energy_field(answer: Answer, receipt_id: str | None = None, braked: str | None = None) -> bytes:
+    """`braked` is why the answer was ended early, if it was."""
     fields: dict[str, Any] = {"energy": answer.energy}
+    if braked is not None:
+        fields = (
+            {"energy": {**answer.energy, "braked": braked}} if answer.energy else {**fields, "energy_braked": braked}
+        )
     if answer.energy is None:
         fields["energy_reason"] = answer.reason
         if receipt_id is not None:

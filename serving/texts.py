@@ -126,6 +126,11 @@ class _Choice:
         return parts
 
 
+def prompt_of(request: Mapping[str, Any]) -> str:
+    """The one prompt of a request, or the last thing that a chat's user says."""
+    return next(iter(_prompts(request)), "")
+
+
 def _prompts(request: Mapping[str, Any]) -> Iterable[str]:
     """Prompts of a completion, of which some may be token ids, or the last message of a chat's user."""
     messages = request.get("messages")

@@ -15,7 +15,7 @@ from .fast import CLASSES, look, rows_of
 from .features import KINDS_KNOWN, Seen
 from .labels import LABELS, LENIENT_SLACK, Label
 
-_TOKEN = re.compile(r"\w+|[^\w\s]")
+TOKEN = re.compile(r"\w+|[^\w\s]")
 _SLACK = frozenset(LENIENT_SLACK)
 
 
@@ -63,7 +63,7 @@ class Answer:
 def answer(row: Mapping[str, object]) -> Answer:
     prompt, response = str(row["prompt"]), str(row["response"])
     seen = look(prompt, response)
-    starts = np.array([match.start() for match in _TOKEN.finditer(response)], dtype=np.int64)
+    starts = np.array([match.start() for match in TOKEN.finditer(response)], dtype=np.int64)
     ends = np.array([each.span.end for each in seen], dtype=np.int64)
     truth = _of_characters(row["spans"], len(response))[starts]
     owner = np.searchsorted(ends, starts, side="right")

@@ -82,6 +82,11 @@ class Segmenter:
         self._fence: str | None = None
         self._depth: int | None = None  # brackets of the data block that is open
 
+    @property
+    def in_block(self) -> bool:
+        """Whether what follows, as far as whole lines tell, belongs to a block of code, data or the like that isn't closed."""
+        return self._fence is not None or self._closer is not None or self._depth is not None
+
     def feed(self, chunk: str | bytes) -> list[Span]:
         """Bytes may end in the middle of a character; what is no UTF-8 becomes U+FFFD."""
         text = self._decoder.decode(chunk) if isinstance(chunk, bytes) else chunk
