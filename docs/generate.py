@@ -100,7 +100,7 @@ def config() -> str:
         ),
         "## [arms.NAME]\n",
         f"{arms.description} Arms in the file replace the default ones.\n",
-        "A request belongs to the arm that its header `X-Etameter-Arm` names; without the header, to that which is known by its system prompt, else by its API key, else by its model; where arms are known by such and none fits, to `other`; else it is `unlabelled`.\n",
+        "A request belongs to the arm that its header `X-Etameter-Arm` names; without the header, to that which is known by its system prompt, else by its API key, else by its model; where arms are known by such and none fits, to `other`; else it is `unlabelled`. `audit` is etameter's own arm: requests that name it belong to it if they bear the key in `audit.key`, which only its user can read, and else to `other`.\n",
         _table(
             ("key", "default", "meaning"),
             (
@@ -123,7 +123,7 @@ def config() -> str:
         _table(
             ("variable", "default", "holds"),
             (
-                ("`ETAMETER_RUN`", "`$XDG_RUNTIME_DIR/etameter`, else `/run/etameter`", "`meter.sock`, `meter.lock`"),
+                ("`ETAMETER_RUN`", "`$XDG_RUNTIME_DIR/etameter`, else `/run/etameter`", "`meter.sock`, `meter.lock`, `audit.key`"),
                 ("`ETAMETER_STATE`", "`$XDG_STATE_HOME/etameter`, else `~/.local/state/etameter`", "`ledger.db`"),
                 ("`ETAMETER_RING_DIR`", "`/dev/shm`", "`etameter-ENGINE.ring`, `etameter-ENGINE.board`"),
             ),

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from .answers import FORM, Answer, answers, rows, write
+from .audit_key import of_server
 from .errors import EtameterError
 from .prompts.endpoint import Answer as Reply
 from .prompts.endpoint import Refused, connect
@@ -94,7 +95,7 @@ async def _asked(
 ) -> dict[str, Reply | None]:
     """The judge's reply to each question; None where the server refused it."""
     gate = asyncio.Semaphore(AT_ONCE)
-    async with connect(url.rstrip("/").removesuffix("/v1"), run="audit") as judge:
+    async with connect(url.rstrip("/").removesuffix("/v1"), run=ARM, audit_key=of_server(url)) as judge:
         name = model or (await judge.models())[0]
 
         async def one(question: Question) -> Reply | None:

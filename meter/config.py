@@ -398,6 +398,11 @@ def socket_path() -> Path:
     return run_dir() / "meter.sock"
 
 
+def audit_key_path() -> Path:
+    """What requests of audits bear."""
+    return run_dir() / "audit.key"
+
+
 def lock_path() -> Path:
     """Held by the one meter of this run directory."""
     return run_dir() / "meter.lock"

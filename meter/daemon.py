@@ -18,7 +18,7 @@ from typing import Any
 
 from aiohttp import web
 
-from etameter import config
+from etameter import audit_key, config
 from etameter.accounts import Accounts, Batch
 from etameter.auditing import Auditing
 from etameter.audits import Audits
@@ -132,6 +132,7 @@ async def _run(
     with contextlib.ExitStack() as held:
         run_lock = socket.with_suffix(".lock")
         held.enter_context(hold_lock(run_lock, f"runs on {socket}", "set ETAMETER_RUN to another directory"))
+        audit_key.made(socket.with_name(config.audit_key_path().name))
         ledger_lock = ledger.with_name(f"{ledger.name}.lock")
         held.enter_context(hold_lock(ledger_lock, f"writes the ledger {ledger}", "name another file with --ledger"))
         section = settings.meter

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import aiohttp
 
-from etameter import config
+from etameter import audit_key, config
 from etameter.auditing import AUDIT
 from etameter.errors import ConfigError, EngineError
 from etameter.records import weakest
@@ -63,7 +63,8 @@ def run(settings: config.Config, url: str, socket: Path) -> None:
 
 async def _run(settings: config.Config, url: str, socket: Path) -> None:
     async with AsyncExitStack() as held:
-        served = await held.enter_async_context(_connected(url, SERVED_KEY))
+        key = audit_key.made(socket.with_name(config.audit_key_path().name))
+        served = await held.enter_async_context(_connected(url, SERVED_KEY, key))
         judge = served
         if settings.eta.deep != "served":
             judge = await held.enter_async_context(_connected(settings.eta.deep, JUDGE_KEY))
@@ -76,8 +77,10 @@ async def _run(settings: config.Config, url: str, socket: Path) -> None:
             await asyncio.sleep(AWAY_S)
 
 
-def _connected(url: str, key: str) -> contextlib.AbstractAsyncContextManager[Endpoint]:
-    return connect(url.rstrip("/").removesuffix("/v1"), api_key=os.environ.get(key) or None, run=AUDIT)
+def _connected(url: str, api_key: str, key: str | None = None) -> contextlib.AbstractAsyncContextManager[Endpoint]:
+    """`api_key` is the variable that holds the server's."""
+    base = url.rstrip("/").removesuffix("/v1")
+    return connect(base, api_key=os.environ.get(api_key) or None, run=AUDIT, audit_key=key)
 
 
 class Auditor:

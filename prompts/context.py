@@ -16,6 +16,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from etameter.answers import rows
+from etameter.audit_key import of_server
 from etameter.auditing import AUDIT
 from etameter.errors import EtameterError
 from etameter.records import Source, weakest
@@ -103,7 +104,7 @@ def _case(row: Mapping[str, Any], place: str, line: int) -> Case:
 async def look(file: Path, url: str, model: str | None) -> list[Found]:
     """Ask the server at `url` about each of FILE's prompts, under the arm `audit`. Raises EtameterError."""
     known = cases(file)
-    async with connect(url.rstrip("/").removesuffix("/v1"), run=AUDIT) as endpoint:
+    async with connect(url.rstrip("/").removesuffix("/v1"), run=AUDIT, audit_key=of_server(url)) as endpoint:
         name = model or (await endpoint.models())[0]
         return [await Looking(endpoint, name, case).run() for case in known]
 

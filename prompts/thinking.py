@@ -13,6 +13,7 @@ from typing import Any, Final, Literal
 from pydantic import ValidationError
 
 from etameter.answers import rows
+from etameter.audit_key import of_server
 from etameter.auditing import AUDIT
 from etameter.errors import EtameterError
 from etameter.slack.segment import segment
@@ -80,7 +81,7 @@ def _case(row: Mapping[str, Any], place: str, line: int) -> Case:
 async def look(file: Path, url: str, model: str | None) -> list[Found]:
     """Ask the server at `url` each of FILE's prompts, under the arm `audit`. Raises EtameterError."""
     known = cases(file)
-    async with connect(url.rstrip("/").removesuffix("/v1"), run=AUDIT) as endpoint:
+    async with connect(url.rstrip("/").removesuffix("/v1"), run=AUDIT, audit_key=of_server(url)) as endpoint:
         name = model or (await endpoint.models())[0]
         return [await look_at(endpoint, name, case) for case in known]
 

@@ -4,10 +4,13 @@ Names are a closed set, because they become labels. Prompts and keys are known b
 """
 
 import hashlib
+import hmac
 import json
 import os
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from typing import Any, NamedTuple, Self
+
+from etameter.config import audit_key_path
 
 UNLABELLED = "unlabelled"
 """Of a request that says nothing of arms, where no arm is known by anything else."""
@@ -17,7 +20,11 @@ NAMES, RULES = "ETAMETER_ARMS", "ETAMETER_ARM_RULES"
 """Environment variables: names with commas between them, and a JSON object of `Rule`s by name."""
 DEFAULT_ARMS = "unconstrained,entrace,entrace-stack,entrace-task,seed,deterministic,concise,placebo,audit"
 
+AUDIT = "audit"
+"""Of what etameter itself asks to find slack: its requests bear a key that only the server's own user can read."""
+
 _HEADER = b"x-etameter-arm"
+_AUDIT_HEADER = b"x-etameter-audit"
 _KEY_HEADERS = frozenset({b"authorization", b"x-api-key"})
 _SYSTEM = frozenset({"system", "developer"})
 
@@ -52,7 +59,7 @@ class Arms:
         for name, value in scope["headers"]:
             if name == _HEADER:
                 arm = value.decode("latin-1").strip()
-                return arm if arm in self._names else OTHER
+                return arm if arm in self._names and (arm != AUDIT or _is_audit(scope["headers"])) else OTHER
         if self._otherwise == UNLABELLED:
             return UNLABELLED
         asked = request if isinstance(request, dict) else {}
@@ -80,6 +87,15 @@ def system_prompt(request: Mapping[str, Any]) -> str | None:
     parts = content if isinstance(content, list) else [{"text": content}]
     texts = [part.get("text") for part in parts if isinstance(part, dict)]
     return "".join(text for text in texts if isinstance(text, str))
+
+
+def _is_audit(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    borne = next((value for name, value in headers if name == _AUDIT_HEADER), b"")
+    try:
+        key = audit_key_path().read_bytes()
+    except OSError:  # without a meter there is nobody whom it matters to
+        return False
+    return bool(key) and hmac.compare_digest(borne, key)
 
 
 def api_key(headers: Iterable[tuple[bytes, bytes]]) -> str | None:

@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -161,6 +162,7 @@ def test_a_meter_is_ready_once_its_counter_has_moved(tmp_path: Path) -> None:
         assert (status, json.loads(about)["awaiting_first_edge"]) == (503, [board.uuid(0)])
         board.set_power_w(0, [(0, 250.0)])
         until(lambda: meter.get("/ready")[0] == 200)
+        assert stat.S_IMODE((tmp_path / "run" / "audit.key").stat().st_mode) == 0o600
         assert json.loads(meter.get("/health")[1])["awaiting_first_edge"] == []
 
 

@@ -11,6 +11,7 @@ import pytest
 from etameter.auditing import TASK_ANSWERS
 from etameter.config import Config, EtaSection, MeterSection
 from etameter.errors import ConfigError
+from etameter.prompts import auditor
 from etameter.prompts.audit_task import AS_UNLABELLED, UNLABELLED, askable, task_of
 from etameter.prompts.auditor import Auditor, run
 from etameter.prompts.endpoint import connect
@@ -254,3 +255,30 @@ def test_audits_that_are_off_are_not_made(tmp_path: Path, classify: bool, deep: 
     settings = Config(meter=MeterSection(classify=classify), eta=EtaSection(deep=deep))
     with pytest.raises(ConfigError, match="audits are off"):
         run(settings, "http://127.0.0.1:9", tmp_path / "meter.sock")
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_the_served_model_knows_audits_by_their_key_and_another_judge_is_not_told_it(
+    tmp_path: Path, elsewhere: bool
+) -> None:
+    upstream = Upstream(labels)
+
+    async def main() -> None:
+        met: asyncio.Future[Meter] = asyncio.get_running_loop().create_future()
+        socket = tmp_path / "meter.sock"
+        listening = await asyncio.start_unix_server(lambda *ends: met.set_result(Meter(*ends)), socket)
+        async with listening, running(upstream) as url:
+            eta = EtaSection(deep=f"{url}/v1") if elsewhere else EtaSection()
+            served = "http://127.0.0.1:1" if elsewhere else url
+            settings = Config(meter=MeterSection(classify=True), eta=eta)
+            auditing = asyncio.ensure_future(auditor._run(settings, served, socket))
+            meter = await met
+            await meter.hear()
+            meter.say(JUDGE_IT)
+            await meter.hear()
+            auditing.cancel()
+            await meter.close()
+
+    asyncio.run(asyncio.wait_for(main(), 30))
+    key = (tmp_path / "audit.key").read_text()
+    assert upstream.audit_keys == [None if elsewhere else key] * 2

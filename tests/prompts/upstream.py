@@ -23,6 +23,7 @@ class Upstream:
         self.script, self.metered, self.settles_after = script, metered, settles_after
         self.requests: list[dict[str, Any]] = []
         self.arms: list[str | None] = []
+        self.audit_keys: list[str | None] = []
         self.most_at_once = 0
         self.looks: dict[str, int] = {}
         self._at_once = 0
@@ -48,6 +49,7 @@ class Upstream:
                 message["content"] = "".join(part["text"] for part in message["content"])
         number = len(self.requests)
         self.arms.append(request.headers.get("X-Etameter-Arm"))
+        self.audit_keys.append(request.headers.get("X-Etameter-Audit"))
         self._at_once += 1
         self.most_at_once = max(self.most_at_once, self._at_once)
         await asyncio.sleep(0.005)

@@ -85,3 +85,29 @@ def test_a_hash_that_is_none_is_refused(tmp_path: Path) -> None:
     (tmp_path / "etameter.toml").write_text('[arms.a]\napi_key_sha256 = ["sk-1234"]\n')
     with pytest.raises(ConfigError, match="api_key_sha256"):
         config.load(tmp_path / "etameter.toml")
+
+
+@pytest.mark.parametrize(
+    ("borne", "arm"),
+    [
+        pytest.param([(b"x-etameter-audit", b"sesame")], "audit", id="the key"),
+        pytest.param([(b"x-etameter-audit", b"sesamf")], "other", id="another key"),
+        pytest.param([], "other", id="none"),
+    ],
+)
+def test_only_who_bears_the_key_is_an_audit(arms: Arms, run_dir: Path, borne: Any, arm: str) -> None:
+    headers = [(b"x-etameter-arm", b"audit"), *borne]
+    assert arms.of({"headers": headers}, {}) == "other", "there is no key yet"
+    (run_dir / "audit.key").write_text("sesame")
+    assert arms.of({"headers": headers}, {}) == arm
+
+
+def test_an_empty_key_is_none(arms: Arms, run_dir: Path) -> None:
+    (run_dir / "audit.key").write_text("")
+    assert arms.of({"headers": [(b"x-etameter-arm", b"audit"), (b"x-etameter-audit", b"")]}, {}) == "other"
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("ETAMETER_RUN", str(tmp_path))
+    return tmp_path
