@@ -172,13 +172,13 @@ class Classifier:
             self.backlog.add(spent)
         self._sink.classified(row, replace(spent, parts=found.parts))  # where its spans are is told, and kept no longer
 
-    def _counting(self, message: Mapping[str, Any], responses: Sequence[str]) -> "_Counting":
+    def _counting(self, message: Mapping[str, Any], responses: Sequence[str]) -> "Counting":
         """With the tokenizer, which the thread reads before the first text of its model."""
         assert self._thread is not None
         named = self._tokenizer_named()
         if named != self._tokenizer[0]:
             self._tokenizer = named, None if named is None else self._thread.submit(tokenizer_of, named)
-        return _Counting(self._tokenizer[1], _pieces(message.get("pieces"), responses))
+        return Counting(self._tokenizer[1], pieces_of(message.get("pieces"), responses))
 
     def _note(self, receipt_id: str, found: Reading | str) -> None:
         _remember(self._found, receipt_id, found, REMEMBERED)
@@ -199,14 +199,14 @@ def by_time(rows: Sequence[RequestRow], found: Reading) -> Reading:
 
 
 def deep(
-    receipt_id: str, response: str, forwards: Mapping[int, Label], backwards: Mapping[int, Label], count: "_Counting"
+    receipt_id: str, response: str, forwards: Mapping[int, Label], backwards: Mapping[int, Label], count: "Counting"
 ) -> Reading | None:
     """As `Classifier.judged`."""
     spans = fuse(segment(response), forwards, backwards)
     return judged(receipt_id, spans, count(0, response, spans))
 
 
-class _Counting:
+class Counting:
     """Counts tokens of spans in the classifier's thread: by the tokenizer, else by what the stream brought, else by length."""
 
     def __init__(self, tokenizer: Future[Any] | None, pieces: Sequence[_Pieces]) -> None:
@@ -237,7 +237,7 @@ def _texts(told: object) -> list[str]:
     return [text for text in told if isinstance(text, str)] if isinstance(told, list) else []
 
 
-def _pieces(told: object, responses: Sequence[str]) -> list[_Pieces]:
+def pieces_of(told: object, responses: Sequence[str]) -> list[_Pieces]:
     """Pieces of each choice; none at all where they aren't those of the responses."""
     if not isinstance(told, list) or len(told) != len(responses):
         return []

@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from .cli_ab import NOT_COMPARABLE, Json, Profile, ab
-from .cli_archive import archive, query
+from .cli_archive import archive, query, rescore
 from .cli_arithmetic import arithmetic
 from .cli_eta import audits, eta
 from .cli_facts import facts
@@ -381,6 +381,7 @@ app.command()(nightly)
 app.command()(history)
 app.command()(archive)
 app.command()(query)
+app.command()(rescore)
 app.command()(arithmetic)
 app.command()(facts)
 

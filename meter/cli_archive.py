@@ -1,7 +1,7 @@
-"""`etameter archive` and `etameter query` on the command line. What they do is imported when they run."""
+"""`etameter archive`, `etameter query` and `etameter rescore` on the command line. What they do is imported when they run."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -11,7 +11,15 @@ Ledger = Annotated[Path | None, typer.Option(metavar="FILE", help="File of the d
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", metavar="FILE", help="Read this file instead of ./etameter.toml.")
 ]
-_NEEDS = frozenset({"duckdb", "fsspec", "pyarrow"})
+Archive = Annotated[
+    str | None, typer.Option(metavar="DIR|URL", help="Where the archive is. By default that of [meter] archive.")
+]
+Engine = Annotated[
+    Literal["local", "ray"],
+    typer.Option(help="Where: in this process, or on Ray, which needs the extra `ray` (RAY_ADDRESS names a cluster)."),
+]
+_NEEDS = {"duckdb": "nightly", "fsspec": "nightly", "pyarrow": "nightly", "ray": "nightly,ray"}
+"""Library → extras that bring it."""
 
 
 def archive(
@@ -20,7 +28,7 @@ def archive(
         str | None,
         typer.Option(
             metavar="DIR|URL",
-            help="Folder, or an object store's address such as s3://bucket/etameter: of this ledger alone. By default that of [meter] archive.",
+            help="Folder, or an object store's address such as s3://bucket/etameter. By default that of [meter] archive.",
         ),
     ] = None,
     config_file: ConfigFile = None,
@@ -42,25 +50,61 @@ def archive(
 def query(
     sql: Annotated[str, typer.Argument(metavar="SELECT", help="What to ask DuckDB.")],
     ledger: Ledger = None,
-    archive: Annotated[
-        str | None,
-        typer.Option(metavar="DIR|URL", help="Where the archive is. By default that of [meter] archive."),
-    ] = None,
+    archive: Archive = None,
+    engine: Engine = "local",
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
     config_file: ConfigFile = None,
 ) -> int:
     """Ask about every request, archived or in the ledger still; nothing is written.
 
-    The tables are requests, balances and readings. Needs the extra `nightly`.
+    The tables are requests, balances, readings, texts, rereadings and reattributions. Needs the extra `nightly`.
+    With --engine ray, a SELECT of sums, counts, means and extremes of one table, or of its rows.
     """
     from . import config
 
     loaded = config.load(config_file)
     try:
         from .archive import command
+
+        if engine == "ray":
+            from .archive import on_ray  # noqa: F401  # whether it is there
     except ModuleNotFoundError as error:
         raise _missing(error) from error
-    return command.queried(loaded, ledger, archive, sql, as_json=as_json)
+    return command.queried(loaded, ledger, archive, sql, engine, as_json=as_json)
+
+
+def rescore(
+    archive: Archive = None,
+    recordings: Annotated[
+        str | None,
+        typer.Option(metavar="DIR|URL", help="Recordings (`etameter record`), in any folder there, to attribute anew."),
+    ] = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Weights as `etameter eta train` makes them. By default those of this version."
+        ),
+    ] = None,
+    engine: Engine = "local",
+    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+    config_file: ConfigFile = None,
+) -> int:
+    """Classify archived texts anew, and attribute recordings anew, beside what the archive has of them.
+
+    What is done already is left as it is: run it again after it was stopped, or on several machines. Texts are archived where [meter] store_text is set. Ends with
+    2 where a partition can't be done. Needs the extra `nightly`.
+    """
+    from . import config
+
+    loaded = config.load(config_file)
+    try:
+        from .archive import command
+
+        if engine == "ray":
+            from .archive import on_ray  # noqa: F401  # whether it is there
+    except ModuleNotFoundError as error:
+        raise _missing(error) from error
+    return command.rescored(loaded, archive, recordings, weights, engine, as_json=as_json)
 
 
 def _missing(error: ModuleNotFoundError) -> Exception:
@@ -68,4 +112,4 @@ def _missing(error: ModuleNotFoundError) -> Exception:
     name = (error.name or "").partition(".")[0]
     if name not in _NEEDS:
         return error
-    return ArchiveError(f"the archive needs {name}, which is not installed", "pip install 'etameter[nightly]'")
+    return ArchiveError(f"the archive needs {name}, which is not installed", f"pip install 'etameter[{_NEEDS[name]}]'")

@@ -1,10 +1,13 @@
-"""`etameter archive` and `etameter query`."""
+"""`etameter archive`, `etameter query` and `etameter rescore`."""
 
 import json
 import sys
 import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Literal
 
 from rich.box import SIMPLE
 from rich.console import Console
@@ -15,10 +18,14 @@ from etameter.config import Config
 from etameter.errors import ArchiveError, ConfigError
 from etameter.prompts.visible import visible
 from etameter.serving.ring import boot_id
+from etameter.slack import fast
 
 from .days import Moved, archive
-from .query import asked
+from .query import Answer, asked
+from .rescoring import Outcome, Partition, Scoring, partitions, rescore
 from .store import Store
+
+Engine = Literal["local", "ray"]
 
 
 def archived(config: Config, ledger: Path, location: str | None) -> int:
@@ -48,11 +55,13 @@ def archived(config: Config, ledger: Path, location: str | None) -> int:
     return 0
 
 
-def queried(config: Config, ledger: Path | None, location: str | None, query: str, *, as_json: bool) -> int:
+def queried(
+    config: Config, ledger: Path | None, location: str | None, query: str, engine: Engine, *, as_json: bool
+) -> int:
     """Prints what DuckDB answers. A ledger that nobody named need not be there, if an archive is."""
     store = Store(location or _usual(config, ledger or config.ledger))
     live = ledger or (config.ledger if config.ledger.exists() else None)
-    columns, rows = asked(store, live, query)
+    columns, rows = _asked(engine)(store, live, query)
     if as_json:
         told = [dict(zip(columns, row, strict=True)) for row in rows]
         sys.stdout.write(json.dumps(told, ensure_ascii=False, default=str) + "\n")
@@ -64,6 +73,50 @@ def queried(config: Config, ledger: Path | None, location: str | None, query: st
         table.add_row(*(Text(visible(f"{cell:.6g}" if isinstance(cell, float) else str(cell))) for cell in row))
     Console().print(table)
     return 0
+
+
+def rescored(
+    config: Config,
+    location: str | None,
+    recordings: str | None,
+    weights: Path | None,
+    engine: Engine,
+    *,
+    as_json: bool,
+) -> int:
+    """Says of each partition what became of it, as it does; 2 where one can't be done."""
+    if weights is not None:
+        fast.load(weights)  # before anything else is begun with them
+    store = Store(location or _usual(config, config.ledger))
+    scoring = Scoring(store.address, None if weights is None else weights.read_text())
+    works, failed = partitions(store, recordings), False
+    for outcome in _rescore(engine)(works, scoring):
+        failed |= outcome.error is not None
+        if as_json:
+            _say(json.dumps(asdict(outcome), ensure_ascii=False))
+        elif outcome.error is not None:
+            _say(f"{visible(outcome.name)} can't be done: {visible(outcome.error)}")
+        else:
+            _say(f"{visible(outcome.name)} {outcome.how}" + (f", {outcome.rows:,} rows" if outcome.rows else ""))
+    if not works and not as_json:
+        _say("there are no stored texts" + ("" if recordings is None else ", and no recordings"))
+    return ArchiveError.exit_code if failed else 0
+
+
+def _asked(engine: Engine) -> Callable[[Store, Path | None, str], Answer]:
+    if engine == "local":
+        return asked
+    from . import on_ray
+
+    return on_ray.asked
+
+
+def _rescore(engine: Engine) -> Callable[[Sequence[Partition], Scoring], Iterator[Outcome]]:
+    if engine == "local":
+        return rescore
+    from . import on_ray
+
+    return on_ray.rescore
 
 
 def _usual(config: Config, ledger: Path) -> str:

@@ -24,21 +24,21 @@ _DAY: Final = "CAST(make_timestamp(CAST(wall_time * 1000000 AS BIGINT)) AS DATE)
 _TABLES: Final = "the tables are requests, balances, readings, texts, rereadings and reattributions: try `SELECT * FROM requests LIMIT 5`"
 
 
-def asked(store: Store, ledger: Path | None, query: str) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
-    """Columns and rows; without a ledger, of the archive alone. The query can read nothing else, and write nothing. A row that the ledger has counts once, though a file may have it, too.
+Answer = tuple[tuple[str, ...], list[tuple[Any, ...]]]
+"""Columns and rows."""
+
+
+def asked(store: Store, ledger: Path | None, query: str) -> Answer:
+    """Without a ledger, of the archive alone. The query can read nothing else, and write nothing. A row that the ledger has counts once, though a file may have it, too.
 
     Raises:
         ArchiveError: the archive or the ledger can't be read, or the query is wrong.
     """
     try:
-        with closing(duckdb.connect(":memory:", config=_CONFIG)) as connection:
-            connection.register_filesystem(store.system)
+        with closing(connected(store)) as connection:
             _attach(connection, store, ledger)
-            connection.execute("SET enable_external_access = false")
-            connection.execute("SET lock_configuration = true")
-            connection.execute(_only_read(connection, query))
-            columns = tuple(str(column[0]) for column in connection.description or ())
-            return columns, connection.fetchall()
+            connection.execute(only_read(connection, query))
+            return tuple(str(column[0]) for column in connection.description or ()), connection.fetchall()
     except duckdb.Error as error:
         said = str(error).partition("\n")[0]
         raise ArchiveError(f"the query can't be answered ({said})", _TABLES) from error
@@ -46,6 +46,20 @@ def asked(store: Store, ledger: Path | None, query: str) -> tuple[tuple[str, ...
         raise ArchiveError(f"{ledger} can't be read ({error})", "name a ledger with --ledger") from error
     except OSError as error:
         raise ArchiveError(f"{store.location} can't be read ({error})", "name the place of the archive") from error
+
+
+def connected(store: Store) -> duckdb.DuckDBPyConnection:
+    """DuckDB, which can read the archive."""
+    connection = duckdb.connect(":memory:", config=_CONFIG)
+    connection.register_filesystem(store.system)
+    return connection
+
+
+def locked(connection: duckdb.DuckDBPyConnection, store: Store, files: Sequence[File]) -> None:
+    """It reads no more than these."""
+    connection.execute(f"SET allowed_paths = {_texts(store.addresses(files))}")
+    connection.execute("SET enable_external_access = false")
+    connection.execute("SET lock_configuration = true")
 
 
 def _attach(connection: duckdb.DuckDBPyConnection, store: Store, ledger: Path | None) -> None:
@@ -57,7 +71,7 @@ def _attach(connection: duckdb.DuckDBPyConnection, store: Store, ledger: Path | 
     for table in ALL_TABLES:
         own = [file for file in files if file.table == table.name]
         connection.execute(f"CREATE VIEW {table.name} AS {all_of(connection, table, store, own)}")
-    connection.execute(f"SET allowed_paths = {_texts(store.addresses(files))}")
+    locked(connection, store, files)
 
 
 def copy_live(connection: duckdb.DuckDBPyConnection, ledger: Path | None) -> None:
@@ -108,7 +122,7 @@ def rows_of(addresses: Sequence[str]) -> str:
     )
 
 
-def _only_read(connection: duckdb.DuckDBPyConnection, query: str) -> str:
+def only_read(connection: duckdb.DuckDBPyConnection, query: str) -> str:
     """The query as part of another: at the top, DuckDB's WITH may hold a COPY that writes to the files which it may read."""
     inner = query.strip().rstrip(";")
     within = f"SELECT * FROM (\n{inner}\n)"  # noqa: S608  # checked: it is one whole SELECT

@@ -15,19 +15,20 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 import fsspec
+import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
 from etameter.errors import ArchiveError
 
-from .tables import ALL_TABLES, Table
+from .tables import ALL_TABLES, Table, told_of
 
 ALL: Final = "all"
 """The part of what has no model."""
@@ -47,6 +48,11 @@ _Answer = TypeVar("_Answer")
 def part_of(model: str | None) -> str:
     """The part of a model. Two that had the same hash would share one, and still be told apart by what is in it."""
     return ALL if model is None else f"model-{hashlib.sha256(model.encode()).hexdigest()[:16]}"
+
+
+def recording_part(sha256: str) -> str:
+    """The part of what comes of a recording, by the hash of its file."""
+    return f"recording-{sha256[:16]}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +91,11 @@ class Store:
             ) from error
         self._local = isinstance(self.system, LocalFileSystem)
 
+    @property
+    def address(self) -> str:
+        """As any process may name it."""
+        return str(self.system.unstrip_protocol(self._root))
+
     def files(self) -> list[File]:
         """The latest of each part, oldest day first; what else lies there is passed over."""
         return _latest(self._all_files())
@@ -96,6 +107,21 @@ class Store:
     def fetch(self, file: File, target: Path) -> None:
         """Copies a file here."""
         self._ask(partial(self.system.get_file, file.path, str(target)), file.size_bytes)
+
+    def take(self, path: str, target: Path) -> None:
+        """Copies any file that lies at this address here."""
+        self._ask(
+            partial(self.system.get_file, path, str(target)), int(self._ask(partial(self.system.info, path))["size"])
+        )
+
+    def told(self, file: File) -> Mapping[str, Any]:
+        """What a file says of itself."""
+        return self._ask(partial(self._told, file.path))
+
+    def zips(self) -> list[str]:
+        """Addresses of the recordings that lie here, in any folder."""
+        found = self._ask(partial(self._under, self._root))
+        return [str(self.system.unstrip_protocol(path)) for path in sorted(found) if path.endswith(".zip")]
 
     def publish(self, source: Path, table: Table, day: str, part: str, generation: int) -> None:
         """Puts a file in its place, whole or not at all.
@@ -170,6 +196,10 @@ class Store:
                 with suppress(FileNotFoundError):  # a file that is being written, and has got its name
                     found |= self._under(entry.path) if entry.is_dir() else {entry.path: entry.stat().st_size}
         return found
+
+    def _told(self, path: str) -> Mapping[str, Any]:
+        with self.system.open(path, "rb") as file:
+            return told_of(pq.read_schema(file))
 
     def _at(self, path: str) -> dict[str, int]:
         try:

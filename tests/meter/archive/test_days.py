@@ -344,6 +344,30 @@ def test_days_that_version_1_archived_stay_where_they_are(tmp_path: Path, killed
     ledger.close()
 
 
+def test_whoever_writes_a_part_second_takes_in_what_the_first_wrote(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(str(tmp_path / "archive"))
+    first, second = Ledger(tmp_path / "a.db"), Ledger(tmp_path / "b.db")
+    for number in range(4):
+        settle(first if number % 2 else second, number, 8.0)
+    before = together(in_ledger(first), in_ledger(second))
+    publish, calls = store.publish, count()
+
+    def later(*arguments: Any) -> None:
+        if not next(calls):
+            run(second.path, Store(str(tmp_path / "archive")))
+        publish(*arguments)
+
+    monkeypatch.setattr(store, "publish", later)
+    run(first.path, store)
+    assert in_archive(store, tmp_path) == before
+    assert {file.generation for file in store.files()} == {2}
+    for ledger in (first, second):
+        assert not any(in_ledger(ledger).values())
+        ledger.close()
+
+
 def test_each_model_has_a_file_of_its_own(tmp_path: Path) -> None:
     ledger, store = Ledger(tmp_path / "ledger.db"), Store(str(tmp_path / "archive"))
     names = ["a", "../b", "c/d"]
