@@ -6,7 +6,8 @@ their interval ended, however late they are settled.
 
 Two errors stand beside a sum: that of the shares of single intervals, which are independent and add as squares, and that of the fitted coefficients
 and of their form, which is common to all intervals and adds as it is. What may have been anybody's is kept apart: joules that were attributed to
-nobody for want of readings or steps, and those of requests of which no server has said on which budgets they draw.
+nobody for want of readings or steps, and those of requests of which no server has said on which budgets they draw. What is too much to be any
+request's (`model_residual`) is in neither.
 """
 
 import math
@@ -21,7 +22,7 @@ from etameter.timeline import NORMAL_95
 
 ANYBODY: Final = ""
 """In place of a budget: what may have been any of them."""
-KNOWN_CAUSES: Final = frozenset({"idle", "engine_overhead"})
+NOBODYS: Final = frozenset({"model_residual"})
 
 LONGEST_S: Final = 31 * 86_400
 """No window is longer."""
@@ -117,7 +118,7 @@ class Budgets:
                     if section := self._budgets.get(budget):
                         _add(found, _spent(budget, section.window, end_s, source, draw))
             unknown = [draw.energy_j for draw in draws if draw.budgets is None]
-            lost = (max(j, 0.0) for cause, j in balance.unattributed_j_by_cause.items() if cause not in KNOWN_CAUSES)
+            lost = (j for cause, j in balance.unattributed_j_by_cause.items() if cause not in NOBODYS)
             unknown_j = math.fsum([*unknown, *lost])
             if unknown_j > 0.0:
                 anybody = Draw(None, unknown_j, 0.0, 0.0)

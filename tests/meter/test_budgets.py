@@ -106,7 +106,7 @@ def test_exceeded_is_what_is_so_beyond_doubt(
     used_j: float, noise_j2: float, common_j: float, lost_j: float, level: str
 ) -> None:
     budgets = Budgets({"team": of()}, "measured")
-    taken(budgets, draw("team", joules=used_j, noise_j2=noise_j2, common_j=common_j), stale=lost_j, idle=50.0)
+    taken(budgets, draw("team", joules=used_j, noise_j2=noise_j2, common_j=common_j), stale=lost_j, model_residual=50.0)
     assert budgets.standings(NOON_S)["team"].level == level
 
 
@@ -129,11 +129,11 @@ def test_what_may_have_been_anybodys_is_in_doubt_and_in_no_sum() -> None:
         Draw(None, 2.0, 0.0, 0.0),
         draw("team"),
         readings_missing=3.0,
-        engine_overhead=50.0,
-        model_residual=-0.5,
+        steps_missing=0.5,
+        model_residual=50.0,
     )
     told = {name: (each.used_j, each.unknown_j) for name, each in budgets.standings(NOON_S).items()}
-    assert told == {"team": (1.0, 5.0), "other": (0.0, 5.0)}
+    assert told == {"team": (1.0, 5.5), "other": (0.0, 5.5)}
 
 
 def test_the_joules_of_a_gap_may_have_been_spent_at_either_end_of_it() -> None:

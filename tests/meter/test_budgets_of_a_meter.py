@@ -5,7 +5,9 @@ import os
 import re
 import signal
 import socket
+import sqlite3
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -91,3 +93,18 @@ def test_what_nobody_spoke_of_may_be_anybodys_and_without_budgets_nothing_is_sai
             assert used_j(meter.samples(), "team") == 0.0
         with running(tmp_path, board.environment()) as meter:
             assert not [name for name in meter.samples() if "budget" in name]
+
+
+def test_while_the_ledger_takes_nothing_it_is_not_said_how_budgets_stand(tmp_path: Path) -> None:
+    known = 'etameter_budget_used_joules{budget="team",window="month",source="simulated"}'
+    with (
+        lit_board(tmp_path) as board,
+        engine(tmp_path),
+        running(tmp_path, {**board.environment(), **CONFIGURED}) as meter,
+    ):
+        until(lambda: known in meter.samples())
+        with closing(sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            until(lambda: known not in meter.samples())
+            other.execute("ROLLBACK")
+        until(lambda: known in meter.samples())
