@@ -76,6 +76,8 @@ SLOW_TICKS = 20
 UNWRITTEN_LIMIT = 10_000
 """Batches that wait for the ledger. Then nothing more is taken in until some are written: ring and sampler keep what they have room for, and count what they drop."""
 RETRY_S = 1.0
+LATE_BATCHES = 60
+"""When more of an engine wait for the ledger, which is some seconds of work, it isn't known how budgets stand."""
 
 
 def run(settings: config.Config, rings: Sequence[Path], boards: Sequence[Path], socket: Path) -> int | None:
@@ -494,7 +496,8 @@ class Meter:
         if self._otlp is not None:
             self._metrics.exports(self._otlp.outcomes)
         if self._budgets:
-            standing = self._budgets.standings(time.time())
+            is_late = len(self._unwritten) > LATE_BATCHES * len(self._engines)  # rather nothing is said than too little
+            standing = {} if is_late else self._budgets.standings(time.time())
             self._metrics.budgets(standing)
             self._socket.tell({name: standings.told(name, each) for name, each in standing.items()})
         for engine in self._engines:
