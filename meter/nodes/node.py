@@ -314,10 +314,11 @@ def open_nodes(names: Sequence[str], token: str, own: Sequence[str]) -> list[Nod
         NodeError: one doesn't answer, or can't be trusted; a GPU is read by two.
     """
     nodes = [Node(name, token) for name in dict.fromkeys(names)]
+    deadline_s = time.monotonic() + PATIENCE_S
     read = set(own)
     with ExitStack() as opened:
         for node in nodes:
-            node.open(PATIENCE_S)
+            node.open(deadline_s - time.monotonic())
             opened.callback(node.stop)
             uuids = {each.gpu_uuid for each in node.counters}
             if read & uuids:

@@ -47,8 +47,7 @@ def test_a_receipt_has_both_engines_shares_and_their_sum(tmp_path: Path) -> None
             prefill(rings["prefill"])
             serve_one(rings["decode"], 10, f"cmpl-2-{DECODED}{PREFILLED}00000000")
             serve_one(rings["decode"], 10, f"cmpl-3-{ELSEWHERE}{'4' * 32}00000000", first_step=10)
-            for receipt in (PREFILLED, DECODED, ELSEWHERE):
-                until(lambda receipt=receipt: settled(meter, receipt))
+            until(lambda: all(settled(meter, receipt) for receipt in (PREFILLED, DECODED, ELSEWHERE)))
             told, both = meter.energy(DECODED), both_of(meter)
             first = meter.energy(PREFILLED)
             assert told["prefill_receipt_id"] == PREFILLED
