@@ -41,7 +41,7 @@ LEAST_NIGHTS: Final = 7
 MOST_ERROR: Final = 10.0
 """Of a logarithm: such a figure says nothing, and a larger one would only leave the range of floating-point numbers."""
 SAME_WITHIN: Final = 0.05
-"""What "same" says: the interval of the change lies within this."""
+"""What "same" says of a series: the interval of the change lies within this. Of a night see `_are_same`."""
 
 _LIKE: Final[Mapping[str, Callable[[Run], object]]] = {
     "source": lambda run: run.source,
@@ -284,8 +284,9 @@ def _errors(told: Sequence[tuple[Night, Figure]], figure: Figure) -> Array | Non
     known = [each for each in own if each is not None]
     if not known:
         return np.zeros(len(told)) if len(told) > LEAST_NIGHTS else None
-    errors = np.array([max(known) if each is None else each for each in own])
-    return np.maximum(errors, np.median(errors))
+    errors: Array = np.array([max(known) if each is None else each for each in own])
+    floored: Array = np.maximum(errors, np.median(errors))
+    return floored
 
 
 def _error(figure: Figure) -> float | None:
@@ -320,7 +321,7 @@ def _told(change: Change) -> Word:
 def _untold(change: Change) -> Word:
     if change.low is None or change.high is None:
         return "unknown"
-    return "same" if change.low >= -SAME_WITHIN and change.high <= SAME_WITHIN else "unclear"
+    return "same" if _is_within(change.low, change.high, SAME_WITHIN) else "unclear"
 
 
 def _overall(headline: Sequence[Change]) -> Overall:
@@ -331,7 +332,27 @@ def _overall(headline: Sequence[Change]) -> Overall:
         return "unclear"
     if "better" in words:
         return "improvement"
-    return "same" if "same" in words and words <= {"same", "unknown"} else "unclear"
+    told = [change for change in headline if change.word in ("same", "unclear")]
+    return "same" if told and _are_same(told) else "unclear"
+
+
+def _are_same(changes: Sequence[Change]) -> bool:
+    """Whether together they lie within `SAME_WITHIN`, and each is found within that and lies within twice as much.
+
+    The mean is weighed by precision, and its interval is as wide as where all series err alike: whatever they have in common, it is no wider.
+    """
+    ends = [(one.low, one.high) for one in changes if one.low is not None and one.high is not None]
+    if len(ends) < len(changes) or not all(_is_within(low, high, 2 * SAME_WITHIN) for low, high in ends):
+        return False
+    if any(abs(one.change or 0.0) > SAME_WITHIN for one in changes):
+        return False
+    weights = np.array([(high - low) ** -2 for low, high in ends])
+    low, high = weights @ np.array(ends) / weights.sum()
+    return _is_within(float(low), float(high), SAME_WITHIN)
+
+
+def _is_within(low: float, high: float, bound: float) -> bool:
+    return low >= -bound and high <= bound
 
 
 def _changed_too(nights: Sequence[Night], changes: Sequence[Change]) -> tuple[Difference, ...]:

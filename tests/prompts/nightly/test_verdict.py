@@ -167,6 +167,22 @@ def test_a_night_that_lost_a_figure_of_the_headline_is_not_the_same(lost: list[A
     assert judge(nights, night(3, at(4.0), *lost)).word == "regression"
 
 
+@pytest.mark.parametrize(
+    ("others", "half", "word"),
+    [(0, 0.06, "unclear"), (3, 0.06, "same"), (3, 0.12, "unclear"), (0, 0.01, "same")],
+)
+def test_a_night_is_the_same_where_together_it_is_known_to_be(others: int, half: float, word: str) -> None:
+    """A figure that is known to 8 % alone says too little, beside three that are known well it does not hold the night up, and one that is known to 17 % does."""
+    figures = [
+        at(3.0, stage="rate-2", low=3.0 * (1 - half), high=3.0 * (1 + half)),
+        *(at(3.0, stage=f"batch-{number}") for number in range(others)),
+    ]
+    verdict = judge([night(1, *figures)], night(2, *figures))
+    assert verdict.word == word
+    [scattering] = [change for change in verdict.changes if change.stage == "rate-2"]
+    assert scattering.word == ("same" if half < 0.03 else "unclear")
+
+
 def test_zero_has_no_ratio() -> None:
     [change] = judge([night(1, at(3.0))], night(2, at(0.0))).changes
     assert (change.word, change.reason) == ("unknown", "there is no figure above zero, and so no ratio")
