@@ -170,6 +170,29 @@ def eta_context(
     return 0
 
 
+@eta.command("minimal")
+def eta_minimal(
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help='JSON lines of {"id", "request", "answer", "checker"}: bodies as they went over the wire, a checker for code.'
+        ),
+    ],
+    as_json: Json = False,
+) -> int:
+    """Say how much of answers in code, and of calls of tools, was beyond the least that does the same, in tokens and in joules.
+
+    Code: what still passes the checker without prose, comments, docstrings, type hints and needless statements. Calls: the least JSON that the schema in `tools` asks for.
+    """
+    import json
+
+    from .prompts import minimal
+
+    found = minimal.look(file)
+    print("\n".join(json.dumps(minimal.as_row(each)) for each in found) if as_json else minimal.summary(found))
+    return 0
+
+
 @eta.command("thinking")
 def eta_thinking(
     file: Annotated[Path, typer.Argument(help='Prompts: JSON lines of {"id", "prompt", "checker"}.')],

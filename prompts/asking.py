@@ -21,6 +21,7 @@ from .checkers import Code, CodeTest, Verdict
 from .deletion import remainder
 from .dialogue import Dialogue, Judge, Wanted, converse
 from .endpoint import Answer, Endpoint, Failed, Fault
+from .minimal import Least, least_code
 from .plan import Asking, Block, Plan
 from .tables import Outcome, Span
 from .tasks import Task
@@ -30,6 +31,8 @@ LAST_LOOK_S: Final = 5.0
 """A receipt that was asked for at the deadline may take so long."""
 _SLOW_CHECKERS: Final = (Code, CodeTest)
 """A sandbox takes too long for the dozens of checks of η by deletion: nobody is asked meanwhile, and boards cool down."""
+_CODE_CHECKS: Final = 3
+"""Of code: as it is, without docstrings and hints, and where that fails without docstrings. Statements are left where they are."""
 
 Energy = Mapping[str, Any]
 
@@ -213,6 +216,7 @@ def with_eta(outcome: Outcome, held: Held, *, texts: bool) -> Outcome:
         outcome,
         eta_lenient_at_most=found.lenient,
         eta_deletion=_deletion(held, answer),
+        eta_minimal=_minimal(held, answer),
         lexical_slack=_lexical(answer.text),
         slack={NAMES[label]: share * answer.output_tokens for label, share in found.slack},
         spans=_spans(spans) if texts else (),
@@ -228,6 +232,15 @@ def _deletion(held: Held, answer: Answer) -> float | None:
     if held.verdict is None or held.verdict.correct is not True or isinstance(held.task.checker, _SLOW_CHECKERS):
         return None
     return remainder(held.task, answer.text, held.verdict, answer.output_tokens).eta
+
+
+def _minimal(held: Held, answer: Answer) -> float | None:
+    """None but for code that is correct."""
+    checker = held.task.checker
+    if held.verdict is None or held.verdict.correct is not True or not isinstance(checker, Code | CodeTest):
+        return None
+    found = least_code(answer.text, checker, _CODE_CHECKS)
+    return found.eta if isinstance(found, Least) else None
 
 
 def _lexical(text: str) -> float | None:

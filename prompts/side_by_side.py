@@ -37,6 +37,12 @@ _METHODS: Final[tuple[tuple[str, _Read, Literal["at most"] | None, str], ...]] =
         None,
         "of correct last answers: what can't go without the checker failing",
     ),
+    (
+        "minimal",
+        lambda one: one.eta_minimal,
+        "at most",
+        "of correct code: what it is without prose, comments, docstrings and type hints",
+    ),
 )
 
 

@@ -31,6 +31,7 @@ ABOUT_PARTS: Final[Mapping[str, str]] = {
 METHODS: Final[Mapping[str, str]] = {
     "task": "η_task",
     "deletion": "η_deletion",
+    "minimal": "η_minimal",
     "fast": "η_live (fast)",
     "lexical": "1 − lexical slack",
 }

@@ -1,0 +1,178 @@
+"""The least of code that passes, and of calls of tools, in tokens and joules."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from etameter.errors import EtameterError
+from etameter.prompts import minimal, sandbox
+from etameter.prompts.checkers import Code, CodeTest, parse
+from etameter.prompts.minimal import Least, least_code
+
+pytestmark = pytest.mark.unit
+runs_code = pytest.mark.skipif(sandbox.unavailable() is not None, reason=f"no sandbox: {sandbox.unavailable()}")
+
+DOUBLED = {
+    "kind": "code",
+    "entry": "double",
+    "cases": [{"arguments": [1], "returns": 2}, {"arguments": [3], "returns": 6}, {"arguments": [0], "returns": 0}],
+}
+WORDY = '''Sure! Here is a function:
+
+```python
+import math  # for later
+
+def half(number: float) -> float:
+    """Not asked for."""
+    return number / 2
+
+def double(number: int) -> int:
+    """Doubles a number."""
+    result: int = number * 2  # twice
+    if result < -10**9:
+        raise ValueError("too small")
+    return result
+```
+
+It multiplies by two. Let me know if you need more!'''
+LEAST = "def double(number):\n    result = number * 2\n    return result"
+CALL = {
+    "request": {
+        "tools": [
+            {
+                "type": "function",
+                "function": {
+                    "name": "weather",
+                    "parameters": {
+                        "type": "object",
+                        "properties": {"city": {"type": "string"}, "unit": {"type": "string", "default": "C"}},
+                        "required": ["city"],
+                    },
+                },
+            }
+        ]
+    },
+    "answer": {
+        "choices": [
+            {
+                "message": {
+                    "content": None,
+                    "tool_calls": [{"function": {"name": "weather", "arguments": '{"city":"Paris","unit":"C"}'}}],
+                }
+            }
+        ],
+        "usage": {"completion_tokens": 34},
+        "energy": {
+            "receipt_id": "r",
+            "energy_joules": 30.0,
+            "output_joules": 20.0,
+            "draft_waste_joules": 3.0,
+            "source": "simulated",
+        },
+    },
+}
+
+
+def checker(**described: Any) -> Code | CodeTest:
+    made = parse(json.dumps(DOUBLED | described))
+    assert isinstance(made, Code | CodeTest)
+    return made
+
+
+@runs_code
+def test_of_code_only_what_its_tests_need_is_left() -> None:
+    found = least_code(WORDY, checker())
+    assert isinstance(found, Least)
+    assert found.text == LEAST
+    assert found.minimal
+    assert found.checks <= minimal.MOST_CHECKS
+    assert found.eta == pytest.approx(13 / 106)
+
+
+@runs_code
+def test_with_few_checks_statements_are_left_and_it_is_not_called_minimal() -> None:
+    found = least_code(WORDY, checker(), 3)
+    assert isinstance(found, Least)
+    assert (found.minimal, found.checks) == (False, 3)
+    assert '"""' not in found.text
+    assert "-> int" not in found.text
+    assert "half" in found.text
+
+
+@runs_code
+def test_hints_that_are_more_than_hints_stay() -> None:
+    source = "from dataclasses import dataclass\n@dataclass\nclass P:\n    '''A point.'''\n    x: int\ndef double(number):\n    return P(number).x * 2"
+    found = least_code(source, checker(), 4)
+    assert isinstance(found, Least)
+    assert "x: int" in found.text
+    assert "A point" not in found.text
+
+
+@runs_code
+def test_what_is_least_already_stays_whole() -> None:
+    found = least_code(LEAST, checker())
+    assert isinstance(found, Least)
+    assert (found.text, found.eta) == (LEAST, 1.0)
+
+
+@runs_code
+def test_of_a_wrong_answer_nothing_is_known() -> None:
+    assert least_code("def double(number): return 3", checker()) == "wrong_answer"
+
+
+def test_where_nothing_runs_nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "unavailable", lambda: "no namespaces")
+    assert least_code(LEAST, checker()) == "checker_not_run"
+
+
+def written(folder: Path, *lines: dict[str, Any]) -> Path:
+    path = folder / "answers.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def test_calls_are_told_in_tokens_and_joules(tmp_path: Path) -> None:
+    [found] = minimal.look(written(tmp_path, CALL))
+    assert (found.kind, found.reason, found.source) == ("call", None, "simulated")
+    assert found.eta == pytest.approx((7 + 16) / (7 + 27))
+    assert found.beyond_tokens == pytest.approx(11.0)
+    assert found.beyond_j == pytest.approx(17.0 * 11 / 34)
+    told = minimal.as_row(found)
+    assert told["eta_minimal"] == found.eta
+    assert "beyond the least: 5.5 J of 1 answers (source=simulated)" in minimal.summary([found])
+
+
+def test_words_beside_a_call_are_beyond_it() -> None:
+    message = CALL["answer"]["choices"][0]["message"]  # type: ignore[index]
+    alone = minimal.eta_of_calls(CALL["request"]["tools"], message)  # type: ignore[index]
+    chatty = minimal.eta_of_calls(CALL["request"]["tools"], {**message, "content": "I'll look."})  # type: ignore[index]
+    assert alone == pytest.approx(23 / 34)
+    assert chatty == pytest.approx(23 / 44)
+
+
+@runs_code
+def test_code_is_told_so_too(tmp_path: Path) -> None:
+    answer = {"choices": [{"message": {"content": WORDY}}], "usage": {"completion_tokens": 106}}
+    [found] = minimal.look(written(tmp_path, {"id": 7, "request": {}, "answer": answer, "checker": DOUBLED}))
+    assert (found.id, found.kind, found.beyond_j, found.source) == (7, "code", None, None)
+    assert found.beyond_tokens == pytest.approx(93.0)
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ({**CALL, "request": {}}, "call_unknown"),
+        ({"request": {}, "answer": {"choices": [{"message": {"content": "4"}}]}}, "no_code_or_call"),
+    ],
+)
+def test_what_is_not_known_has_a_reason(tmp_path: Path, line: dict[str, Any], reason: str) -> None:
+    [found] = minimal.look(written(tmp_path, line))
+    assert (found.eta, found.reason) == (None, reason)
+    assert f"1 not known: {reason}" in minimal.summary([found])
+
+
+def test_what_is_no_answer_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(EtameterError, match=r"answers.jsonl:1 is no request with its answer"):
+        minimal.look(written(tmp_path, {"request": {}}))
