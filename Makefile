@@ -25,7 +25,7 @@ export ETAMETER_TEST_WHEELS ?= $(abspath $(VENV))/wheels
 export PIP_CONSTRAINT := $(abspath constraints.txt)
 
 .DELETE_ON_ERROR:
-.PHONY: help install demo ab nightly-smoke gpu-check test test-unit test-engine wheels slow lint format types docs check docker-check dist clean screenshots figures
+.PHONY: help install demo ab nightly-smoke nightly-proof gpu-check test test-unit test-engine wheels slow lint format types docs check docker-check dist clean screenshots figures
 
 help:  ## say what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1 \2/p' $(MAKEFILE_LIST) | awk '{ printf "  make %-12s", $$2; $$1 = $$2 = ""; print }'
@@ -41,6 +41,9 @@ ab: $(AB)  ## compare three ways of asking, to a report, under 20 minutes (MODEL
 
 nightly-smoke: $(AB)  ## run every stage of a night, short; a budget ends it (no GPU needed)
 	@$(BIN)/etameter nightly benchmarks/nightly_smoke.toml
+
+nightly-proof: $(AB)  ## see whether the alarm goes off: three such nights, the last with 10 % more energy (OUT= keeps them)
+	@$(BIN)/python -m benchmarks.nightly_proof $(if $(OUT),--out $(OUT))
 
 gpu-check: $(CORE)  ## check the meter on this machine's GPU, 6 minutes (VLLM=1 adds a server)
 	@$(BIN)/python -c 'import torch' 2> /dev/null || \
