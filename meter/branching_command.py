@@ -194,11 +194,11 @@ def _told(row: Mapping[str, Any], place: str) -> list[Mapping[str, Any]]:
 
 
 def _branching(token: Mapping[str, Any], place: str) -> Branching:
-    """The token itself is counted with the likeliest, if it is none of them."""
+    """Each of the likeliest is a token of its own, though several may have one text: parts of a character do. The token itself is counted with them, if it is none of them."""
     try:
-        top = {str(each["token"]): float(each["logprob"]) for each in token["top_logprobs"]}
-        top.setdefault(str(token["token"]), float(token["logprob"]))
-        return branching(sorted(top.values(), reverse=True))
+        top = [(str(each["token"]), float(each["logprob"])) for each in token["top_logprobs"]]
+        own = str(token["token"]), float(token["logprob"])
+        return branching(sorted((each for _, each in (top if own in top else [*top, own])), reverse=True))
     except (KeyError, TypeError, ValueError) as error:
         raise EtameterError(
             f"{place} has a token with log-probabilities that are none ({error})", f"give {FORM}"

@@ -250,7 +250,7 @@ class Metrics:
         """How far a tier's η of an arm agrees with what audits found."""
         of = self._group(model, arm)
         with self.together:
-            for statistic in ("agreement", "bias", "slope"):
+            for statistic in ("agreement", "agreement_low", "agreement_high", "bias", "slope"):
                 self._registry.set(slack.RELIABILITY, getattr(trust, statistic), tier, statistic, *of)
 
     def sampled(self, model: str, arm: str, view: View, eta: Mean) -> None:

@@ -32,6 +32,9 @@ class Trust:
     """Mean of what is said less what was found."""
     slope: float | None
     """Of what was found over what is said, by least squares."""
+    agreement_low: float | None = None
+    agreement_high: float | None = None
+    """The 95 % interval of ρ² by which pairs were drawn: see `interval`."""
 
     @property
     def reliable(self) -> bool | None:
@@ -61,15 +64,38 @@ def trust(pairs: Sequence[Pair]) -> Trust:
     var_found = math.fsum((each - mean_found) ** 2 for each in found)
     together = math.fsum((one - mean_said) * (other - mean_found) for one, other in pairs)
     vary = var_said > _NOTHING and var_found > _NOTHING
+    low, high = interval([(one - mean_said, other - mean_found) for one, other in pairs]) if vary else (None, None)
     return Trust(
         count,
         agreement=min(max(together, 0.0) ** 2 / (var_said * var_found), 1.0) if vary else None,
         bias=mean_said - mean_found,
         slope=together / var_said if var_said > _NOTHING else None,
+        agreement_low=low,
+        agreement_high=high,
     )
 
 
+def interval(centred: Sequence[Pair]) -> tuple[float, float]:
+    """95 % of ρ², 0 where ρ is negative, of pairs less their means, both of which vary.
+
+    Fisher's z = artanh r. Its standard error is 1/√(n − 3) for pairs from a normal distribution. Shares are from none: many are at 1, and answers that
+    are far from the others weigh more. So the error is taken by each pair's influence on r, x·y − r·(x² + y²)/2 of what is standardised, and the larger of both counts.
+    """
+    count = len(centred)
+    spread = [math.sqrt(math.fsum(each * each for each in side) / count) for side in zip(*centred, strict=True)]
+    pairs = [(one / spread[0], other / spread[1]) for one, other in centred]
+    r = min(max(math.fsum(one * other for one, other in pairs) / count, -1.0), 1.0)
+    rest = 1.0 - r * r
+    if rest < _NOTHING:
+        return (1.0, 1.0) if r > 0 else (0.0, 0.0)
+    influence = math.fsum((one * other - r * (one * one + other * other) / 2) ** 2 for one, other in pairs) / count
+    error = max(1.0, math.sqrt(influence) / rest) / math.sqrt(count - 3)
+    low, high = (math.tanh(math.atanh(r) + sign * _Z95 * error) for sign in (-1, 1))
+    return max(low, 0.0) ** 2, max(high, 0.0) ** 2
+
+
 _NOTHING: Final = 1e-12
+_Z95: Final = 1.959964
 
 
 def both(one: bool | None, other: bool | None) -> bool | None:  # noqa: FBT001  # verdicts, no switches

@@ -53,6 +53,18 @@ def test_slack_is_told_from_the_rest_and_arms_from_each_other(tmp_path: Path) ->
     assert arms["half_width"] == pytest.approx(0.0, abs=1e-9)
 
 
+def test_tokens_that_have_one_text_are_tokens_of_their_own(tmp_path: Path) -> None:
+    """As parts of characters have, which no text shows."""
+    told = answer()
+    for each in told["logprobs"]["content"]:
+        each["top_logprobs"] = [{"token": each["token"], "logprob": -math.log(4)}] * 2 + [
+            {"token": "\ufffd", "logprob": -math.log(4)}
+        ] * 2
+        each["logprob"] = -math.log(4)
+    found = report(tmp_path, told)
+    assert {group["low"] for group in found["groups"].values()} == {pytest.approx(math.log(4))}
+
+
 def test_labels_of_the_file_go_before_what_is_named(tmp_path: Path) -> None:
     spans = [[0, 19, "P"], [19, len(RESPONSE), "R"]]
     found = report(tmp_path, answer(spans=spans), {**answer(), "logprobs": None})

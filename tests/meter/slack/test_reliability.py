@@ -60,6 +60,48 @@ def test_half_of_the_variance_is_enough() -> None:
     assert sure.agreement == pytest.approx((1 / 12) / (1 / 12 + 0.01), abs=0.06), "var V / (var V + σ²)"
 
 
+@given(pairs)
+def test_the_interval_holds_the_agreement(found: list[tuple[float, float]]) -> None:
+    told = trust(found)
+    assert (told.agreement is None) == (told.agreement_low is None) == (told.agreement_high is None)
+    if told.agreement is not None and told.agreement_low is not None and told.agreement_high is not None:
+        assert 0.0 <= told.agreement_low <= told.agreement + 1e-6
+        assert told.agreement - 1e-6 <= told.agreement_high <= 1.0
+
+
+def test_of_normal_pairs_the_interval_is_fishers_or_wider() -> None:
+    random = Random(2)
+    true = [random.gauss(0, 1) for _ in range(103)]
+    told = trust([(each + random.gauss(0, 1), each) for each in true])
+    assert told.agreement is not None
+    z = math.atanh(math.sqrt(told.agreement))
+    low, high = (math.tanh(z + sign * 1.959964 / 10) ** 2 for sign in (-1, 1))
+    assert told.agreement_low == pytest.approx(low, abs=0.06)
+    assert told.agreement_high == pytest.approx(high, abs=0.06)
+    assert told.agreement_low <= low + 1e-9
+    assert told.agreement_high >= high - 1e-9
+
+
+def test_pairs_on_a_line_leave_no_doubt() -> None:
+    told = trust([(place / 30, place / 60) for place in range(30)])
+    assert (told.agreement_low, told.agreement_high) == (1.0, 1.0)
+    falling = trust([(1 - place / 30, place / 60) for place in range(30)])
+    assert (falling.agreement_low, falling.agreement_high) == (0.0, 0.0)
+
+
+def test_the_interval_of_shares_holds_what_all_pairs_have_about_as_often_as_it_says() -> None:
+    random = Random(4)
+
+    def pair() -> tuple[float, float]:
+        true = random.betavariate(3, 1)
+        return min(max(true + random.gauss(0, 0.2), 0.0), 1.0), true
+
+    truth = np.corrcoef(np.array([pair() for _ in range(20_000)]).T)[0, 1] ** 2
+    told = [trust([pair() for _ in range(30)]) for _ in range(300)]
+    held = sum((each.agreement_low or 0) <= truth <= (each.agreement_high or 0) for each in told)
+    assert 0.91 <= held / 300 <= 0.99
+
+
 def test_three_valued() -> None:
     assert [both(one, other) for one in (True, None, False) for other in (True, None, False)] == [
         *(True, None, False),
