@@ -138,6 +138,8 @@ async def _run(
         ledger_lock = ledger.with_name(f"{ledger.name}.lock")
         held.enter_context(hold_lock(ledger_lock, f"writes the ledger {ledger}", "name another file with --ledger"))
         section = settings.meter
+        if boards and section.nodes:
+            raise ConfigError("a simulated GPU has no other machines", "leave out [meter] nodes, or --simulate-gpu")
         counters = await open_counters(boards, section.allow_shared_gpu, are_elsewhere=bool(section.nodes))
         for counter in counters:
             held.callback(counter.close)

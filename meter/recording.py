@@ -87,7 +87,7 @@ class Recorder(Accounts):
             "version": VERSION,
             "versions": _versions(),
             "boot_id": boot_id,
-            "devices": [asdict(device) for device in devices],
+            "devices": [asdict(device) for device in _numbered(devices)],
             "resume": None if resume is None else _without_paths(json.loads(resume_text(resume))),
             "about": dict(about or {}),
         }
@@ -217,6 +217,14 @@ class _Names:
 def model_name(model: str) -> str:
     """The model without the directories of the machine that it was loaded from."""
     return model.rstrip("/").rpartition("/")[2] if model.startswith(("/", ".", "~")) else model
+
+
+def _numbered(devices: Sequence[Device]) -> list[Device]:
+    """Other machines by numbers: their addresses are nobody else's business."""
+    names = {"": ""}
+    for device in devices:
+        names.setdefault(device.node, f"node-{len(names)}")
+    return [replace(device, node=names[device.node]) for device in devices]
 
 
 def _without_paths(resume: dict[str, Any]) -> dict[str, Any]:

@@ -42,8 +42,8 @@ RETRY_S = 0.5
 PATIENCE_S = 10.0
 """A sampler that starts beside the meter may take so long."""
 CAPACITY = 65_536
-LOST, ABSENT = "node_lost", "gpu_absent"
-"""Causes of failed reads: nothing is heard of the node; its sampler reads that GPU no more."""
+LOST, ABSENT, LEAPT = "node_lost", "gpu_absent", "clock_leapt"
+"""Causes of failed reads: nothing is heard of the node; its sampler reads that GPU no more; when it was read isn't known."""
 
 State = Mapping[str, Any]
 
@@ -180,6 +180,10 @@ class Node:
             self._link.close()
 
     @property
+    def running(self) -> bool:
+        return self._thread.is_alive()
+
+    @property
     def is_heard(self) -> bool:
         return not math.isnan(self.error_ns)
 
@@ -227,7 +231,13 @@ class Node:
             message = link.receive((next_ns - time.monotonic_ns()) * 1e-9)
             if message is not None:
                 heard_s = time.monotonic()
-                self._take(message, link.read_ns)
+                try:
+                    self._take(message, link.read_ns)
+                except (KeyError, TypeError, ValueError) as error:
+                    raise NodeError(
+                        f"the sampler at {self.name} says what can't be understood ({error})",
+                        "install the same etameter on both",
+                    ) from error
             elif time.monotonic() - heard_s > SILENT_S:
                 raise TimeoutError(f"nothing was heard for {SILENT_S:g} s")
             if time.monotonic_ns() >= next_ns:
@@ -254,12 +264,12 @@ class Node:
         sent_ns = self._sent.pop(pong["pong"], None)
         if sent_ns is None:
             return
-        try:
-            self._clock.see(Exchange(sent_ns, pong["received_ns"], pong["sent_ns"], read_ns))
-        except (KeyError, TypeError, ValueError) as error:
-            raise NodeError(
-                f"the sampler at {self.name} answers with no exchange of clocks ({error})", "update it"
-            ) from error
+        restarts = self._clock.restarts
+        self._clock.see(Exchange(sent_ns, pong["received_ns"], pong["sent_ns"], read_ns))
+        if self._clock.restarts > restarts:  # what was placed since the exchange before may be anywhere
+            logger.warning("the clock of %s has leapt, as that of a machine that was suspended does", self.name)
+            for uuid in self._limits_w:
+                self._fail(uuid, LEAPT)
         if not self.is_heard:
             logger.info("hearing the sampler at %s", self.name)
         _, self.error_ns = self._clock.here(pong["sent_ns"])

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from etameter.counters import nvml
-from etameter.errors import NodeError
+from etameter.errors import EtameterError, NodeError
 from etameter.nodes.address import check_token
 from etameter.nodes.station import Station
 
@@ -59,7 +59,7 @@ class SamplerActor:
     def _serve(self, station: Station, host: str, port: int) -> None:
         try:
             asyncio.run(station.serve(host, port, asyncio.Event()))
-        except NodeError as error:
+        except EtameterError as error:
             self._failure = str(error)
 
     def about(self) -> tuple[str, list[str], str | None]:

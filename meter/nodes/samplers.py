@@ -28,7 +28,7 @@ class Samplers:
 
     @property
     def running(self) -> bool:
-        return self.own.running
+        return self.own.running and all(node.running for node in self.nodes)
 
     def drain(self) -> list[Finding]:
         """As `Sampler.drain`, of all."""

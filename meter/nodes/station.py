@@ -53,7 +53,7 @@ class _Meter:
     name: str = field(init=False)
 
     def __post_init__(self) -> None:
-        host, port, *_ = self.writer.get_extra_info("peername")
+        host, port, *_ = self.writer.get_extra_info("peername") or ("nobody", 0)  # who is gone already
         self.name = f"{host}:{port}"
 
 

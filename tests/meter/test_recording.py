@@ -308,3 +308,12 @@ def test_the_receipt_of_a_prefill_elsewhere_is_replaced_too() -> None:
     assert hidden.startswith("2_")
     assert hidden.endswith("01234567")
     assert not any(word in hidden for word in ("alice", own, other))
+
+
+def test_other_machines_have_numbers(tmp_path: Path) -> None:
+    nodes = ["", "10.0.0.2:9431", "10.0.0.3:9431", "10.0.0.2:9431"]
+    devices = [replace(device(f"GPU-{gpu}"), node=node) for gpu, node in enumerate(nodes)]
+    Recorder(tmp_path / "r.zip", devices, "boot").close()
+    with zipfile.ZipFile(tmp_path / "r.zip") as bundle:
+        told = json.loads(bundle.read("manifest.json"))["devices"]
+    assert [each["node"] for each in told] == ["", "node-1", "node-2", "node-1"]
