@@ -14,6 +14,13 @@ ConfigFile = Annotated[
 Archive = Annotated[
     str | None, typer.Option(metavar="DIR|URL", help="Where the archive is. By default that of [meter] archive.")
 ]
+Archives = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DIR|URL",
+        help="Where the archive is, or with a * where several are. By default that of [meter] archive.",
+    ),
+]
 Engine = Annotated[
     Literal["local", "ray"],
     typer.Option(help="Where: in this process, or on Ray, which needs the extra `ray` (RAY_ADDRESS names a cluster)."),
@@ -50,7 +57,7 @@ def archive(
 def query(
     sql: Annotated[str, typer.Argument(metavar="SELECT", help="What to ask DuckDB.")],
     ledger: Ledger = None,
-    archive: Archive = None,
+    archive: Archives = None,
     engine: Engine = "local",
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
     config_file: ConfigFile = None,

@@ -219,6 +219,11 @@ def test_one_module_knows_pynvml() -> None:
     assert knowing <= {"etameter.counters.nvml", "etameter.counters.nvml_facts", "etameter.counters.nvml_limits"}
 
 
+def test_nobody_knows_ray_but_who_spreads_over_machines() -> None:
+    knowing = {m for m, path in MODULES.items() if any(n.split(".")[0] == "ray" for n in _imports(m, path))}
+    assert knowing <= {"etameter.archive.on_ray", "etameter.nodes.on_ray"}
+
+
 def test_one_module_knows_opentelemetry_and_only_who_pushes_imports_it() -> None:
     knowing = {m for m, path in MODULES.items() if any(n.startswith("opentelemetry") for n in _imports(m, path))}
     assert knowing == {"etameter.export.otlp"}

@@ -36,7 +36,7 @@ def archived(config: Config, ledger: Path, location: str | None) -> int:
             f"meter.archive_days = {meter.archive_days} keeps nothing",
             f"more than meter.ledger_days, which is {meter.ledger_days}",
         )
-    store, now_s = Store(location or _usual(config, ledger)), time.time()
+    store, now_s = _one(location or _usual(config, ledger)), time.time()
     moved = archive(ledger, store, now_s, meter.ledger_days, boot_id())
     for each in moved:
         _say(_told(each))
@@ -87,7 +87,7 @@ def rescored(
     """Says of each partition what became of it, as it does; 2 where one can't be done."""
     if weights is not None:
         fast.load(weights)  # before anything else is begun with them
-    store = Store(location or _usual(config, config.ledger))
+    store = _one(location or _usual(config, config.ledger))
     scoring = Scoring(store.address, None if weights is None else weights.read_text())
     works, failed = partitions(store, recordings), False
     for outcome in _rescore(engine)(works, scoring):
@@ -117,6 +117,15 @@ def _rescore(engine: Engine) -> Callable[[Sequence[Partition], Scoring], Iterato
     from . import on_ray
 
     return on_ray.rescore
+
+
+def _one(location: str) -> Store:
+    store = Store(location)
+    if not store.is_one:
+        raise ArchiveError(
+            f"{location} is more than one archive", "name one: they are asked together, and written apart"
+        )
+    return store
 
 
 def _usual(config: Config, ledger: Path) -> str:

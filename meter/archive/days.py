@@ -22,7 +22,7 @@ from typing import Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from etameter import archived
+from etameter import archived, readings
 from etameter.archived import Sums
 from etameter.errors import ArchiveError
 from etameter.ledger import SCHEMA_VERSION
@@ -269,6 +269,11 @@ def _forget(db: sqlite3.Connection, day: str, written: Mapping[str, _Written]) -
 def _delete_readings(db: sqlite3.Connection, rowids: list[int], beside: list[int]) -> Iterable[Sums]:
     for deep, etas, slack in ((0, "eta", "slack"), (1, "eta_deep", "slack_deep")):
         own = [rowid for rowid, judged in zip(rowids, beside, strict=True) if judged == deep]
+        found = db.execute(
+            f"SELECT receipt_id FROM {etas} WHERE rowid IN (SELECT value FROM json_each(?))",  # noqa: S608  # our own words
+            (json.dumps(own),),
+        )
+        readings.keep_judged(db, [receipt_id for (receipt_id,) in found])
         receipts = db.execute(
             f"DELETE FROM {etas} WHERE rowid IN (SELECT value FROM json_each(?)) RETURNING receipt_id",  # noqa: S608  # our own words
             (json.dumps(own),),

@@ -73,7 +73,7 @@ class File:
 
 
 class Store:
-    """A folder, or an object store's address such as s3://bucket/etameter.
+    """A folder, or an object store's address such as s3://bucket/etameter. With a `*` in it, all that fit: those are read alone.
 
     Its methods raise OSError where the store refuses, or stalls (TimeoutError), and goes on doing so when it is tried again.
 
@@ -95,6 +95,11 @@ class Store:
     def address(self) -> str:
         """As any process may name it."""
         return str(self.system.unstrip_protocol(self._root))
+
+    @property
+    def is_one(self) -> bool:
+        """Whether it can be written."""
+        return "*" not in self._root
 
     def files(self) -> list[File]:
         """The latest of each part, oldest day first; what else lies there is passed over."""
@@ -174,8 +179,11 @@ class Store:
         return [file for table in ALL_TABLES for file in self._in(table)]
 
     def _in(self, table: Table, day: str | None = None) -> list[File]:
-        folder = f"{self._root}/{table.name}"
         self.system.invalidate_cache()
+        roots = [self._root] if self.is_one else self._ask(partial(self.system.glob, self._root))
+        return [file for root in roots for file in self._in_one(f"{root}/{table.name}", table, day)]
+
+    def _in_one(self, folder: str, table: Table, day: str | None) -> list[File]:
         if day is None:
             told = self._ask(partial(self._under, folder))
         else:
@@ -299,4 +307,4 @@ def _file(table: str, name: str, path: str, size_bytes: int) -> File | None:
 def _latest(files: Iterable[File]) -> list[File]:
     """Of each part, in order of days."""
     ordered = sorted(files, key=lambda file: (file.day, file.table, file.part or "", file.generation))
-    return list({(file.day, file.table, file.part): file for file in ordered}.values())
+    return list({(file.path.rpartition("/")[0], file.day, file.part): file for file in ordered}.values())

@@ -428,3 +428,32 @@ def test_many_batches_sum_as_exactly_as_one(tmp_path: Path) -> None:
     run(ledger.path, Store(str(tmp_path / "archive")))
     assert math.isclose(ledger.totals().requests_j, totals.requests_j, rel_tol=1e-14)
     ledger.close()
+
+
+def test_what_reliability_goes_by_outlasts_the_days_that_move(tmp_path: Path) -> None:
+    """Also where a run was killed between any two of its transactions, one row each, and run again."""
+    ledger, store = filled(tmp_path / "ledger.db", [20.0] * 6 + [0.1] * 3), Store(str(tmp_path / "archive"))
+    before = ledger.audits(100)
+    assert (len(before[0]), before[1]) == (3, [])
+
+    def pauses(left: int) -> Callable[[float], None]:
+        def pause(_: float) -> None:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise Killed
+
+        return pause
+
+    for steps in count():
+        try:
+            run(ledger.path, store, pauses(steps))
+        except Killed:
+            assert sorted(map(repr, ledger.audits(100)[0])) == sorted(map(repr, before[0]))
+            continue
+        break
+    assert steps > 2
+    assert ledger.audits(100)[1] == []
+    assert sorted(map(repr, ledger.audits(100)[0])) == sorted(map(repr, before[0]))
+    assert ledger.judged(f"{2:032x}") is None, "the rows themselves have moved"
+    ledger.close()

@@ -11,7 +11,8 @@ from etameter.archive.query import asked
 from etameter.archive.store import Store
 from etameter.cli import app
 from etameter.errors import ArchiveError
-from tests.meter.archive.laid_out import filled
+from etameter.ledger import Ledger
+from tests.meter.archive.laid_out import filled, settle
 from tests.meter.archive.test_days import Killed, run
 
 pytestmark = pytest.mark.unit
@@ -120,6 +121,37 @@ def test_the_command_prints_a_table_or_json(tmp_path: Path, monkeypatch: pytest.
     assert shown.split()[:3] == ["number", "source", "prompt_j"]
     with pytest.raises(ArchiveError, match="name a ledger"):
         CliRunner().invoke(app, ["query", SUMS, "--ledger", "no.db"], catch_exceptions=False, standalone_mode=False)
+
+
+def test_archives_of_several_ledgers_are_asked_as_one(tmp_path: Path) -> None:
+    for name, times in (("a", [8.0, 8.0]), ("b", [8.0])):
+        ledger = Ledger(tmp_path / f"{name}.db")
+        for number, back in enumerate(times):
+            settle(ledger, number, back, boot=name)
+        run(ledger.path, Store(str(tmp_path / "archives" / name)))
+        ledger.close()
+    together = Store(str(tmp_path / "archives" / "*"))
+    assert asked(together, None, "SELECT boot_id, count(*) FROM requests GROUP BY ALL ORDER BY ALL")[1] == [
+        ("a", 2),
+        ("b", 1),
+    ]
+    for command in ("archive", "rescore"):
+        options = ["--to" if command == "archive" else "--archive", str(tmp_path / "archives" / "*")]
+        with pytest.raises(ArchiveError, match="is more than one archive"):
+            CliRunner().invoke(app, [command, *options], catch_exceptions=False, standalone_mode=False)
+
+
+def test_only_the_files_of_the_days_asked_for_are_read(tmp_path: Path) -> None:
+    ledger, store = filled(tmp_path / "ledger.db", [10.0, 9.0, 8.0]), Store(str(tmp_path / "archive"))
+    run(ledger.path, store)
+    ledger.close()
+    for file in store.files():  # whoever reads it is told so
+        if file.table == "requests" and file.day == "2024-09-25":
+            Path(file.path).write_bytes(b"no parquet, and long enough")
+    asked_for = "SELECT count(*) FROM requests WHERE day >= DATE '2024-09-26'"
+    assert asked(store, None, asked_for)[1] == [(1,)]
+    with pytest.raises(ArchiveError, match="2024-09-25"):
+        asked(store, None, "SELECT sum(prompt_j) FROM requests")
 
 
 def test_an_archive_that_is_not_there_is_told_where_it_was_named(tmp_path: Path) -> None:
