@@ -5,6 +5,7 @@ in no second place that could disagree. `slack_by_request` tells what answers sa
 is waste whole, so that what is wasted in all is the second, and of the first those whose `waste` is null.
 """
 
+import json
 import sqlite3
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -92,7 +93,17 @@ SELECT requests.model, requests.arm, requests.output_tokens, fast.lenient_at_mos
 FROM eta_deep AS deep JOIN requests USING (receipt_id) LEFT JOIN eta AS fast USING (receipt_id)
 ORDER BY deep.rowid DESC LIMIT ?
 """
-_SELECT_CHECKED: Final = "SELECT * FROM checked ORDER BY rowid DESC LIMIT ?"
+_SELECT_CHECKED: Final = "SELECT * FROM checked WHERE substr(task, 1, 7) != 'judged:' ORDER BY rowid DESC LIMIT ?"
+_SELECT_KEPT: Final = """
+SELECT model, arm, output_tokens, fast, deep_strict, deep_lenient FROM checked WHERE substr(task, 1, 7) = 'judged:'
+AND NOT EXISTS (SELECT 1 FROM eta_deep WHERE receipt_id = substr(task, 8)) ORDER BY rowid DESC LIMIT ?
+"""
+_KEEP: Final = """
+INSERT INTO checked SELECT 'judged:' || receipt_id, model, arm, NULL, output_tokens, NULL, fast.lenient_at_most, deep.strict, deep.lenient
+FROM eta_deep AS deep JOIN requests USING (receipt_id) LEFT JOIN eta AS fast USING (receipt_id)
+WHERE receipt_id IN (SELECT value FROM json_each(?)) AND NOT EXISTS (SELECT 1 FROM checked WHERE task = 'judged:' || receipt_id)
+"""
+"""What reliability goes by outlasts the rows that it is of: as what was checked does, in whose table it is marked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,8 +185,16 @@ def waste_of(db: sqlite3.Connection, version: int, receipt_id: str) -> Waste | N
 
 
 def judged(db: sqlite3.Connection, version: int, most: int) -> list[Judged]:
-    """The latest answers that a judge has read, newest first. Raises sqlite3.Error."""
-    return [Judged(*row) for row in db.execute(_SELECT_JUDGED, (most,))] if version > 3 else []
+    """The latest answers that a judge has read, newest first, those whose rows were archived at last. Raises sqlite3.Error."""
+    if version < 4:
+        return []
+    rows = [*db.execute(_SELECT_JUDGED, (most,)), *db.execute(_SELECT_KEPT, (most,))]
+    return [Judged(*row) for row in rows[:most]]
+
+
+def keep_judged(db: sqlite3.Connection, receipt_ids: Iterable[str]) -> None:
+    """Before the rows of these receipts are deleted, and in the same transaction. Raises sqlite3.Error."""
+    db.execute(_KEEP, (json.dumps(list(receipt_ids)),))
 
 
 def checked(db: sqlite3.Connection, version: int, most: int) -> list[Checked]:
