@@ -181,7 +181,7 @@ class _Player:
     def _take(self, tag: str, fields: list[Any]) -> None:
         accounts = self._accounts
         match tag:
-            case "edge" | "failure" | "standstill":
+            case "edge" | "failure" | "standstill" | "reboot":
                 accounts.found([SENSED[tag](*fields)])  # type: ignore[list-item]  # neither is Conditions
             case "conditions":
                 uuid, t_ns, values, *limit_w = fields  # the limit is not in recordings of before

@@ -22,6 +22,7 @@ from etameter.records import (
     Edge,
     Finding,
     ReadFailure,
+    Reboot,
     Standstill,
     prefill_receipt_id_of,
     receipt_id_of,
@@ -65,6 +66,8 @@ def record_all(file: Path, engine: Engine) -> Books:
     ]
     edges.insert(30, ReadFailure("GPU-0", 3_050 * MS, "gpu_lost"))
     edges.insert(50, Standstill("GPU-0", edges[49].t_ns + 2 * MS))
+    reset = next(index for index, each in enumerate(edges) if each.t_ns > 4_000 * MS)
+    edges.insert(reset, Reboot("GPU-0", edges[reset].t_ns - 1))
     stale = Resume("an earlier boot", 5, {"GPU-0": 6}, (Edge("GPU-0", 6, 1, 7),), {"GPU-0": ([1.0] * 6, [[0.1] * 6])})
     recorder = Recorder(file, [device()], "boot", stale, about={"counter": "nvml"})
     recorder.timelines()["GPU-0"].power_limit_w = 700.0
@@ -126,7 +129,8 @@ def test_every_receipt_and_balance_comes_out_again_bit_for_bit(tmp_path: Path) -
     written = events(tmp_path / "r.zip")
     assert '["limit","GPU-0",700.0]' in written
     assert any(line.endswith('[350000,null,["a",1]],null]') for line in written)
-    assert {json.loads(line)[0] for line in written} >= {"arm", "conditions", "failure", "figure", "inherit", "open"}
+    told = {json.loads(line)[0] for line in written}
+    assert told >= {"arm", "conditions", "failure", "figure", "inherit", "open", "reboot"}
     assert (again.health, again.manifest["about"]) == ({"polls": 123}, {"counter": "nvml"})
 
 

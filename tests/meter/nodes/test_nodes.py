@@ -12,6 +12,8 @@ import pytest
 from etameter.errors import NodeError
 from etameter.ledger import Ledger
 from etameter.nodes.node import Node, open_nodes
+from etameter.playback import replay
+from etameter.recording import receipt_name
 from etameter.records import Edge, Finding
 from etameter.serving.ring import RingWriter
 from tests.meter.nodes.cluster import (
@@ -24,8 +26,9 @@ from tests.meter.nodes.cluster import (
     metering,
     spread_engine,
 )
-from tests.meter.test_daemon import Meter, free_port, lit_board, serve_one, until
+from tests.meter.test_daemon import PATIENCE_S, Meter, free_port, lit_board, serve_one, until
 from tests.meter.test_faults import OTHER, another, assert_sound, metric, more_intervals, settled, unassigned_j
+from tests.meter.test_record_command import recording
 from tests.simnvml.board import Board
 
 pytestmark = pytest.mark.unit
@@ -220,3 +223,25 @@ def test_a_machine_that_does_not_answer_is_named() -> None:
         NodeError, match=rf"no sampler answers at {node.name} .*: start `etameter sampler --listen` there"
     ):
         node.open(0.3)
+
+
+@pytest.mark.slow
+def test_a_recording_of_several_machines_replays_bit_for_bit(tmp_path: Path) -> None:
+    with engine_of_three(tmp_path) as (board, meter, ring, nodes):
+        named = json.dumps([f"127.0.0.1:{node.port}" for node in nodes])
+        told = {"ETAMETER_METER__NODES": named, "ETAMETER_METER__NODE_TOKEN": TOKEN}
+        recorder = recording(tmp_path, {**board.environment(), **told})
+        until((tmp_path / "r.zip.part").exists)
+        nodes[0].kill()
+        until(lambda: metric(meter, "etameter_node_up") == 1)
+        nodes[0].start()
+        until(lambda: metric(meter, "etameter_node_up") == 2)
+        another(ring, 20, steps=40)
+        until(lambda: settled(meter, OTHER))
+        recorder.send_signal(signal.SIGINT)
+        _, complaint = recorder.communicate(timeout=PATIENCE_S)
+    assert recorder.returncode == 0, complaint
+    again = replay(tmp_path / "r.zip")
+    assert again.identical
+    assert {row.record.receipt_id for row in again.rows} >= {receipt_name(OTHER)}
+    assert {balance.gpu_uuid for balance in again.balances} == {board.uuid(), *(node.uuid for node in nodes)}
