@@ -20,13 +20,9 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from benchmarks.report import Goal, finish
-
-if TYPE_CHECKING:
-    from etameter.archive.rescoring import Outcome
-    from etameter.archive.store import Store
 
 DAYS: Final = 4
 MODELS: Final = ("Qwen/Qwen3-8B", "Qwen/Qwen3-32B", "meta-llama/Llama-3.1-8B")
@@ -188,7 +184,7 @@ def _ray(about: Mapping[str, Any]) -> dict[str, Any]:
     _, rows = on_ray.asked(store, None, QUESTION)
     runs = [_measured(lambda: on_ray.asked(store, None, QUESTION)) for _ in range(about["repeats"])]
 
-    def score(store: Store) -> list[Outcome]:
+    def score(store: Store) -> list[Any]:
         return list(on_ray.rescore(partitions(store, None), Scoring(store.address)))
 
     _scored(about["of_texts"], score)
@@ -223,7 +219,7 @@ def _score(about: Mapping[str, Any]) -> dict[str, Any]:
     return _scored(about["folder"], lambda store: list(rescore(partitions(store, None), Scoring(store.address))))
 
 
-def _scored(folder: str, score: "Callable[[Store], list[Outcome]]") -> dict[str, Any]:
+def _scored(folder: str, score: Callable[[Any], list[Any]]) -> dict[str, Any]:
     """Of an archive that nobody has scored before."""
     from etameter.archive.store import Store
 

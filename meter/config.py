@@ -63,7 +63,7 @@ class MeterSection(_Section):
     archive: str | None = Field(
         default=None,
         min_length=1,
-        description="Where `etameter archive` moves them: a folder, or an object store's address such as `s3://bucket/etameter`, of this ledger alone. By default `archive` beside the ledger.",
+        description="Where `etameter archive` moves them: a folder, or an object store's address such as `s3://bucket/etameter/HOST`, one for each ledger. By default `archive` beside the ledger.",
     )
     archive_days: int | None = Field(
         default=None, ge=1, description="Archived days that lie further back are removed; more than `ledger_days`."

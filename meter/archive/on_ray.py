@@ -17,6 +17,7 @@ from typing import Any, Final
 import duckdb
 import pyarrow as pa
 import ray
+import ray.data
 
 from etameter.errors import ArchiveError
 
