@@ -63,8 +63,9 @@ def serve(model: str, options: Sequence[str], settings: config.Config, config_fi
 def _serve(model: str, options: Sequence[str], settings: config.Config, config_file: Path | None) -> None:
     warning = check(model, options)
     check_metering(settings)
-    if warning:
-        say(warning)
+    for line in (warning, front_end_warning()):
+        if line:
+            say(line)
     server = engine_service(model, options, settings, sink=_pass_on)
     host, port = address(options)
     engines = [config.rank_name(settings.serve.engine, rank) for rank in local_ranks(options)]
@@ -194,6 +195,16 @@ def check(model: str, options: Sequence[str]) -> str | None:
     model_source.check(model)
     ports.check(*address(options), _OTHER_PORT)
     return warning
+
+
+def front_end_warning() -> str | None:
+    """What to say where vLLM is told to answer by its front end in Rust, which loads nothing of ours."""
+    if environ.get("VLLM_USE_RUST_FRONTEND", "0") in {"", "0"}:
+        return None
+    return (
+        "VLLM_USE_RUST_FRONTEND is set: that front end has no middleware, so that responses carry no energy and no request has an arm. "
+        "The engine is metered all the same"
+    )
 
 
 def check_metering(settings: config.Config) -> None:

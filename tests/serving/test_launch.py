@@ -99,6 +99,16 @@ def test_vllm_is_started_by_its_own_command_which_knows_of_several_api_servers()
     assert argv[-2:] == ["--api-server-count", "2"]
 
 
+@pytest.mark.parametrize(("told", "warned"), [(None, False), ("0", False), ("1", True)])
+def test_a_front_end_without_middleware_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch, told: str | None, *, warned: bool
+) -> None:
+    monkeypatch.delenv("VLLM_USE_RUST_FRONTEND", raising=False)
+    if told is not None:
+        monkeypatch.setenv("VLLM_USE_RUST_FRONTEND", told)
+    assert ("responses carry no energy" in (launch.front_end_warning() or "")) == warned
+
+
 def test_vllm_has_the_time_that_it_gives_its_requests_to_end() -> None:
     usual, longer = (
         launch.engine_service("m", options, config.load(None), None).grace_s
