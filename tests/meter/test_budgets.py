@@ -127,6 +127,7 @@ def test_what_may_have_been_anybodys_is_in_doubt_and_in_no_sum() -> None:
     taken(
         budgets,
         Draw(None, 2.0, 0.0, 0.0),
+        draw(joules=7.0),
         draw("team"),
         readings_missing=3.0,
         steps_missing=0.5,

@@ -62,6 +62,23 @@ def test_a_budget_takes_what_its_requests_receipts_say() -> None:
     assert drawn_j(books, "arm") == pytest.approx(math.fsum(spent[n] for n in spent if n % 5 == 1))
     assert drawn_j(books, None) == pytest.approx(math.fsum(spent[n] for n in spent if n % 5 in {3, 4}))
     assert all(len(batch.draws) == len(batch.balances) for batch in books.batches)
+    assert {draw.budgets for draw in draws_of(books)} == {("team",), ("team", "arm"), None}
+
+
+def test_a_budget_of_one_request_is_known_no_better_than_that_and_not_much_worse() -> None:
+    engine, records = run()
+    accounts, books = Accounts([device()], "boot"), Books()
+    accounts.announce(receipt_of(7), "entrace", ("one",))
+    accounts.open_engine(header())
+    accounts.found(engine.edges("GPU-0"))
+    accounts.steps(records, engine.now_ns + 1_000 * MS)
+    books.write(accounts.settle())
+    ones = [draw for draw in draws_of(books) if draw.budgets == ("one",)]
+    noise_j = math.sqrt(math.fsum(draw.noise_j2 for draw in ones))
+    error_j = 1.96 * math.hypot(noise_j, math.fsum(draw.common_j for draw in ones))
+    told_j = books.rows[7].energy.error_j
+    assert told_j <= error_j * (1 + 1e-9)
+    assert error_j < 1.2 * told_j
 
 
 def test_who_draws_on_it_together_is_known_better_than_each_alone() -> None:

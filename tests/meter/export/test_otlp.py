@@ -189,6 +189,7 @@ def test_the_end_waits_for_no_receiver_that_hangs(monkeypatch: pytest.MonkeyPatc
         sending.start()
         assert receiver.asked.wait(10)
         sending.stop()  # its own patience would be ten seconds
+        assert sending._thread.is_alive()
         assert sending.outcomes["taken"] == 0
 
 
