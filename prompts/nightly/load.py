@@ -27,6 +27,8 @@ ARM: Final = "unconstrained"
 SETTLE_S: Final = 15.0
 DRAIN_S: Final = 600.0
 """So long at most is waited for what is still being answered at the end of a stage."""
+GONE: Final = 3
+"""After so many requests in a row that found no server there is none."""
 BREATH_S: Final = 0.5
 """After a failed request, before its place asks again: a server that is away is not flooded."""
 
@@ -44,8 +46,9 @@ class Load:
 
     @property
     def gone(self) -> bool:
-        """Whether the server has gone away."""
-        return any(reply.failure == "server_gone" for reply in self.replies[-8:])
+        """Whether the server has gone away: one connection that breaks is no such thing."""
+        last = [reply.failure for reply in self.replies[-GONE:]]
+        return last == ["server_gone"] * GONE
 
     async def hold(self, at_once: int) -> None:
         """So many conversations at once, until it is stopped."""

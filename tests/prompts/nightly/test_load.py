@@ -156,3 +156,20 @@ def test_a_server_that_is_away_is_told_so() -> None:
     asked = asyncio.run(main())
     assert asked.gone
     assert {reply.failure for reply in asked.replies} == {"server_gone"}
+
+
+class Fickle(Upstream):
+    """Closes one connection in three that it kept alive, just as it is asked over it: so does uvicorn those that idle."""
+
+    async def chat(self, request: web.Request) -> web.StreamResponse:
+        if len(self.requests) % 3 == 2:
+            self.requests.append(await request.json())
+            assert request.transport is not None
+            request.transport.close()
+        return await super().chat(request)
+
+
+def test_a_connection_that_breaks_is_no_server_that_is_away() -> None:
+    asked = loaded(Fickle(ab_bench.says), lambda one: hold(one, at_once=1))
+    assert {reply.failure for reply in asked.replies} == {None, "server_gone"}
+    assert not asked.gone
