@@ -11,7 +11,6 @@ import logging
 import signal
 import sys
 import threading
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,12 +83,13 @@ def run(cluster: str, order: Order) -> int | None:
         raise NodeError(
             "Ray is not installed", "pip install 'etameter[ray]', in the environment of the engine"
         ) from error
-    lost = f"the Ray cluster at {cluster} can't be reached", "start it, and then this again"
     try:
         ray.init(address=cluster, namespace=NAMESPACE, log_to_driver=False, configure_logging=False)
         return _Keeper(ray, order).keep()
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        raise NodeError(f"{lost[0]} ({_first_line(error)})", lost[1]) from error
+        raise NodeError(
+            f"the Ray cluster at {cluster} can't be reached ({_first_line(error)})", "start it, and then this again"
+        ) from error
     finally:
         ray.shutdown()
 
@@ -110,15 +110,13 @@ class _Keeper:
             signal.signal(number, self._end)
         while not self._stopping.is_set():
             before = dict(self._addresses)
-            nodes = {
-                each["NodeID"]: each for each in self._ray.nodes() if each["Alive"] and each["NodeID"] != self._own
-            }
-            for node_id in self._actors.keys() - nodes.keys():
-                del self._actors[node_id]
-                self._addresses.pop(node_id, None)
-            for node_id, node in nodes.items():
-                if node["Resources"].get("GPU"):
-                    self._look_after(node_id, node)
+            hosts = self._hosts()
+            for node_id in self._actors.keys() - hosts.keys():
+                self._forget(node_id)
+            for node_id in hosts.keys() - self._actors.keys():  # all of them, before the first is waited for
+                self._actors[node_id] = self._start(node_id, hosts[node_id])
+            for node_id, host in hosts.items():
+                self._look_after(node_id, host)
             if self._addresses != before:
                 in_order = [self._addresses[node_id] for node_id in sorted(self._addresses)]  # as vLLM's executor does
                 logger.info("[meter] nodes = %s", json.dumps(in_order))
@@ -131,25 +129,30 @@ class _Keeper:
         self._came.append(number)
         self._stopping.set()
 
-    def _look_after(self, node_id: str, node: Mapping[str, Any]) -> None:
-        """See that the node's sampler is there, and start one where it isn't."""
-        host = node["NodeManagerAddress"]
-        if node_id not in self._actors:
-            self._actors[node_id] = self._start(node_id, host)
+    def _hosts(self) -> dict[str, str]:
+        """The addresses of the other nodes that have GPUs."""
+        nodes = (each for each in self._ray.nodes() if each["Alive"] and each["NodeID"] != self._own)
+        return {each["NodeID"]: each["NodeManagerAddress"] for each in nodes if each["Resources"].get("GPU")}
+
+    def _forget(self, node_id: str) -> None:
+        del self._actors[node_id]
+        self._addresses.pop(node_id, None)
+
+    def _look_after(self, node_id: str, host: str) -> None:
+        """See that the node's sampler serves. One that doesn't is started anew at the next look."""
         try:
             address, gpu_uuids, failure = self._ray.get(self._actors[node_id].about.remote(), timeout=ANSWER_S)
         except self._ray.exceptions.RayActorError as error:
             logger.warning("the sampler on %s has ended (%s)", host, _first_line(error))
-            del self._actors[node_id]
-            self._addresses.pop(node_id, None)
+            self._forget(node_id)
             return
         except self._ray.exceptions.GetTimeoutError:
             logger.warning("the sampler on %s does not answer yet", host)
             return
         if failure is not None:
             logger.warning("the sampler on %s has ended (%s)", host, failure)
-            self._ray.kill(self._actors.pop(node_id))
-            self._addresses.pop(node_id, None)
+            self._ray.kill(self._actors[node_id])
+            self._forget(node_id)
         elif gpu_uuids and node_id not in self._addresses:
             logger.info("sampling %s at %s", ", ".join(gpu_uuids), address)
             self._addresses[node_id] = address
