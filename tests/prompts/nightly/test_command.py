@@ -310,7 +310,8 @@ def test_throttled_windows_do_not_count(board: Board) -> None:
         assert nightly(bench.configured(Path(), url, **QUICK)) == 5
     whole = the_night()
     loaded = [row for row in whole.stages if row.stage == "batch-2"]
-    assert [row.excluded for row in loaded] == ["ramp", *["throttled"] * 6], "twice its windows were tried"
+    assert [row.excluded is None for row in loaded] == [False] * 7, "twice its windows were tried"
+    assert {row.excluded for row in loaded} >= {"ramp", "throttled"}
     assert "throttled" in whole.run.reason
     assert {figure.value for figure in whole.figures if figure.stage == "batch-2"} == {None}
 
