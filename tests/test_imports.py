@@ -138,6 +138,7 @@ PURE = frozenset(
         "prompts.nightly.metrics",
         "prompts.nightly.rows",
         "prompts.nightly.noise",
+        "prompts.nightly.scatter",
         "prompts.nightly.shift",
         "prompts.nightly.verdict",
     }

@@ -163,3 +163,34 @@ def test_a_run_has_the_gpus_that_cuda_may_see(
     else:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", told)
     assert keeping.measured_here() == tuple(board.uuid(number) for number in numbers)
+
+
+BOARD = {"board": "H100", "counter": "nvml", "gpu_uuid": "GPU-a", "clock_mhz": 1980, "driver": "580"}
+MACHINE = {
+    "cpu": "some",
+    "cores": 2,
+    "source": "measured",
+    "model": "small",
+    "server": {"version": "0.32.0", "model_fingerprint": "0a"},
+    "boards": [BOARD],
+}
+
+
+@pytest.mark.parametrize(
+    ("here", "said"),
+    [
+        ({"boards": [{**BOARD, "gpu_uuid": "GPU-b"}]}, "another board .*GPU-a.*GPU-b"),
+        ({"boards": []}, "another board"),
+        ({"cpu": "other"}, "another host"),
+        ({"source": "simulated"}, "another source of joules"),
+        ({"server": {"model_fingerprint": "0b"}}, "another model"),
+    ],
+)
+def test_a_night_does_not_go_on_elsewhere(here: dict[str, object], said: str) -> None:
+    with pytest.raises(NightError, match=said):
+        keeping.refuse_another_machine(MACHINE, {**MACHINE, **here})
+
+
+def test_a_night_goes_on_with_another_clock_driver_or_version() -> None:
+    board = {**BOARD, "clock_mhz": 300, "driver": "590"}
+    keeping.refuse_another_machine(MACHINE, {**MACHINE, "boards": [board], "server": {"model_fingerprint": "0a"}})
