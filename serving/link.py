@@ -235,7 +235,11 @@ def _resolve(future: asyncio.Future[Answer], answer: Answer) -> None:
 
 
 async def answer_in(timeout_s: float, question: asyncio.Future[Answer]) -> Answer:
-    """The meter's answer, if it comes within `timeout_s`."""
+    """The meter's answer, if it comes within `timeout_s` of its being asked.
+
+    Questions go out at the end of a turn of the event loop. Where a batch of answers ends in one turn, that alone can take longer than the wait.
+    """
+    await asyncio.sleep(0)
     late = asyncio.get_running_loop().call_later(timeout_s, _resolve, question, Answer(None, METER_LATE))
     try:
         return await question

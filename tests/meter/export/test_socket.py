@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import socket
 import stat
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,26 @@ def test_a_request_is_announced_published_and_answered(tmp_path: Path) -> None:
         link.wasted(RECEIPT, "abandoned")
         await answer_in(5, link.ask(RECEIPT, None))
         assert meter.told == [(RECEIPT, "entrace"), (RECEIPT, "chatcmpl-1"), (RECEIPT, "abandoned")]
+        await link.stop()
+        await meter.stop()
+
+    asyncio.run(main())
+
+
+def test_a_batch_that_ends_in_one_turn_of_the_loop_is_not_the_meters_lateness(tmp_path: Path) -> None:
+    async def main() -> None:
+        meter, link = Meter(tmp_path / "meter.sock"), MeterLink(tmp_path / "meter.sock")
+        await meter.start()
+        link.start()
+        while (await answer_in(5, link.ask(RECEIPT, None))).reason == "meter_away":  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+
+        async def end() -> Answer:
+            time.sleep(0.004)  # noqa: ASYNC251  # the server's own work at the end of each answer
+            return await answer_in(0.1, link.ask(RECEIPT, None))
+
+        answers = await asyncio.gather(*(end() for _ in range(64)))
+        assert {answer.reason for answer in answers} == {None}
         await link.stop()
         await meter.stop()
 
