@@ -64,7 +64,7 @@ class Upstream:
         words = text.split()
         usage = {"prompt_tokens": prompt_tokens, "completion_tokens": min(len(words), most)}
         message = {"role": "assistant", "content": text if len(words) <= most else " ".join(words[:most])}
-        choice = {"message": message, "finish_reason": "stop" if len(words) <= most else "length"}
+        choice = {"index": 0, "message": message, "finish_reason": "stop" if len(words) <= most else "length"}
         told: dict[str, Any] = {"id": "chatcmpl-1", "object": "chat.completion", "choices": [choice], "usage": usage}
         if self.metered:
             receipt_id = f"{number:032x}"
