@@ -52,14 +52,14 @@ def nights(runs: Path) -> Sequence[Night]:
 def size(verdict: Verdict) -> float | None:
     """The change of the headline: the mean of those that are worse, each by its precision."""
     told = [
-        (change.change, math.log1p(change.high) - math.log1p(change.low))
+        (change.change, (math.log1p(change.high) - math.log1p(change.low)) ** -2)
         for change in verdict.changes
-        if change.headline and change.word == "worse" and None not in (change.change, change.low, change.high)
+        if change.headline and change.word == "worse"
+        if change.change is not None and change.low is not None and change.high is not None
     ]
-    weights = [1 / width**2 for _, width in told]
-    return (
-        sum(weight * change for weight, (change, _) in zip(weights, told, strict=True)) / sum(weights) if told else None
-    )
+    if not told:
+        return None
+    return sum(weight * change for change, weight in told) / sum(weight for _, weight in told)
 
 
 def main() -> None:

@@ -106,7 +106,7 @@ def test_two_nights_are_compared(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("told", "what"), [({"name": "weekly"}, "job: weekly, then nightly"), ({"status": "unstable"}, "status: unstable")]
 )
-def test_a_night_is_not_compared_with_one_that_is_no_measure(tmp_path: Path, told: dict[str, str], what: str) -> None:
+def test_a_night_is_not_compared_with_one_that_is_no_measure(tmp_path: Path, told: dict[str, Any], what: str) -> None:
     kept(tmp_path / "other", 9.0, **told)
     kept(tmp_path, 3.0, 3.0)
     earlier = next((tmp_path / "other").iterdir())
