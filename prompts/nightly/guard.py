@@ -125,12 +125,11 @@ def watch(
 def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
+    if len(sys.argv) == 1:
+        _set_back_what_was_left()
+        return
+    wanted = json.loads(sys.argv[1])
     try:
-        if len(sys.argv) == 1:
-            for gpu_uuid in former.set_back(WAIT_S):
-                sys.stderr.write(f"etameter: {gpu_uuid} has its limits back, that a sweep had left changed\n")
-            return
-        wanted = json.loads(sys.argv[1])
         watch(wanted["gpus"], wanted["power_w"], wanted["clock_mhz"], sys.stdin, sys.stdout)
     except CounterError as error:
         _fail(error.cause, error.message, error.remedy)
@@ -140,6 +139,14 @@ def main() -> None:
             f"what the boards' limits are can't be noted ({error})",
             "set ETAMETER_STATE to a folder that can be written",
         )
+
+
+def _set_back_what_was_left() -> None:
+    try:
+        for gpu_uuid in former.set_back(WAIT_S):
+            sys.stderr.write(f"etameter: {gpu_uuid} has its limits back, that a sweep had left changed\n")
+    except CounterError as error:
+        sys.exit(f"etameter: {error.message}: {error.remedy}")
 
 
 def _fail(cause: str, message: str, remedy: str) -> NoReturn:

@@ -102,6 +102,11 @@ def both_killed(board: Board) -> None:
 
 def test_they_are_set_back_by_the_services_last_command_when_both_are_killed(board: Board) -> None:
     both_killed(board)
+    board.fail(Call.SET, pynvml.NVML_ERROR_NO_PERMISSION)
+    last = subprocess.run([sys.executable, "-m", MODULE], capture_output=True, text=True, check=False)
+    assert (last.returncode, last.stdout) == (1, "")
+    assert "may not set limits of the GPU: run as root" in last.stderr
+    board.heal()
     last = subprocess.run([sys.executable, "-m", MODULE], capture_output=True, text=True, check=True)
     assert limits(board) == FREE
     assert board.uuid(1) in last.stderr
