@@ -11,6 +11,7 @@ import typer
 import yaml
 
 from etameter import cli, config
+from etameter.prompts.nightly.guard import MODULE
 from tests.docker.chart import ROOT, tool
 from tests.docker.test_chart import OLDEST, accepts, needs_schemas
 
