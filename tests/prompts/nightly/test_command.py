@@ -229,6 +229,17 @@ def test_a_server_that_is_not_there_ends_recorded(board: Board) -> None:
     assert "does not answer" in run.reason
 
 
+def test_no_run_tells_the_password_of_an_address(board: Board, capsys: pytest.CaptureFixture[str]) -> None:
+    assert nightly(bench.configured(Path(), "http://somebody:Zanzibar@127.0.0.1:9", **QUICK)) == 2
+    run = the_night().run
+    assert (run.status, run.config["url"]) == ("failed", "http://127.0.0.1:9")
+    assert "names a user" in run.reason
+    told = capsys.readouterr()
+    left = [path.read_bytes() for path in Path("runs").rglob("*") if path.is_file()]
+    assert left
+    assert not any(b"Zanzibar" in each for each in (told.out.encode(), told.err.encode(), *left))
+
+
 def test_a_server_that_dies_ends_recorded(board: Board) -> None:
     class Dying(bench.Night):
         async def chat(self, request: web.Request) -> web.StreamResponse:
