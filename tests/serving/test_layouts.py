@@ -34,6 +34,9 @@ from tests.simnvml.board import Board
 
 READY_WITHIN_S = 420
 REQUESTS, TOKENS = 8, 12
+ANSWERED_WITHIN_S = 400
+"""Workers that wait for each other take turns on the cores that there are."""
+TWO_STAGES = ("-pp", "2", "--worker-cls", "tests.serving.staged_worker.Worker")
 
 
 def free_port() -> int:
@@ -51,8 +54,9 @@ def serving(model: Path, directory: Path, gpu_uuids: Sequence[str], engine: str,
     command += ["--enforce-eager", "--scheduler-cls", "tests.serving.stand_in_gpus.scheduler"]
     command += ["--middleware", "etameter.serving.middleware.EnergyMiddleware", *options]
     own = {"ETAMETER_RUN": str(directory / "run"), "ETAMETER_RING_DIR": str(directory), "ETAMETER_ENGINE": engine}
-    # Workers are bound to NUMA nodes of their own otherwise, and there may be one.
-    environment = {**os.environ, **ENVIRONMENT, **own, GPUS: ",".join(gpu_uuids), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    # Workers are bound to NUMA nodes of their own otherwise, and there may be one; as many threads in each as there are cores are in each other's way.
+    alone = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, **ENVIRONMENT, **alone, **own, GPUS: ",".join(gpu_uuids)}
     log = directory / f"{engine}.log"
     with log.open("wb") as output:
         server = subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
@@ -89,7 +93,7 @@ def receipt_of(url: str, model: str, number: int) -> str:
     request = urllib.request.Request(
         f"{url}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
-    with urllib.request.urlopen(request, timeout=120) as response:
+    with urllib.request.urlopen(request, timeout=ANSWERED_WITHIN_S) as response:
         told: dict[str, Any] = json.load(response)
     return str((told["energy"] or {}).get("receipt_id") or told["energy_receipt_id"])
 
@@ -192,7 +196,7 @@ def test_what_vllm_configures_is_what_the_ring_says(
     ("options", "own"),
     [
         (["-tp", "3"], {"e": (0, 1, 2)}),  # of the model's nine heads three for each
-        (["-pp", "2"], {"e": (0, 1)}),
+        (TWO_STAGES, {"e": (0, 1)}),
         (["-dp", "2", "--api-server-count", "1"], {"e": (0,), "e-1": (1,)}),
         (["-dp", "2", "--api-server-count", "2"], {"e": (0,), "e-1": (1,)}),
     ],
@@ -217,7 +221,7 @@ def test_two_models_on_gpus_of_their_own(tmp_path: Path, model_dir: Path) -> Non
         board = stack.enter_context(lit_board(tmp_path, gpus=8))
         meter = stack.enter_context(metering(tmp_path, board, list(own)))
         servers = {}
-        for engine, options in (("blue", ("-pp", "2")), ("green", ())):
+        for engine, options in (("blue", TWO_STAGES), ("green", ())):
             uuids = [board.uuid(gpu) for gpu in own[engine]]  # as CUDA_VISIBLE_DEVICES shows them
             servers[engine] = stack.enter_context(serving(model_dir, tmp_path, uuids, engine, *options))
         check(meter, board, servers, own)
