@@ -104,4 +104,4 @@ def test_a_recording_is_read(tmp_path: Path) -> None:
 
 
 def test_the_smoke_jobs_recording_is_one() -> None:
-    assert len(deck.read_arrivals(Path("benchmarks/nightly_smoke_arrivals.csv"))) == 40
+    assert len(deck.read_arrivals(Path("benchmarks/nightly_smoke_arrivals.csv"))) == 60
