@@ -1,8 +1,8 @@
 """What it costs to archive receipts, to ask them, and to score their texts, on one machine and on Ray: `python -m benchmarks.receipts`.
 
-Ledgers of 10⁴ to 10⁷ made-up receipts, of three models and four days, are archived and then asked, each in a process of its own, whose processor time and
-largest memory are taken; Ray, with one and with two workers, is asked the same in the same run, after a first question that starts its workers.
-`--quick` ends at 10⁵. The last line is JSON; exit code 3 where a goal is missed.
+Ledgers of 10⁴ and more made-up receipts, of three models and four days, are archived, and archives of as many are asked, each in a process of its own,
+whose processor time and largest memory are taken; Ray, with one and with two workers, is asked the same in the same run, after a first question that starts its workers.
+Both end at 10⁷, with `--quick` at 10⁵. The last line is JSON; exit code 3 where a goal is missed.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,7 +27,9 @@ from benchmarks.report import Goal, finish
 
 DAYS: Final = 4
 MODELS: Final = ("Qwen/Qwen3-8B", "Qwen/Qwen3-32B", "meta-llama/Llama-3.1-8B")
+SEED: Final = 20261122
 NOW_S: Final = 20_000 * 86_400.0
+BEGAN_S: Final = NOW_S - (DAYS + 7) * 86_400
 QUESTION: Final = (
     "SELECT model, arm, source, count(*) AS receipts, sum(prompt_j + output_j) / 3.6e6 AS kwh, "
     "sum(output_j) / sum(output_tokens) AS j_per_token FROM requests GROUP BY ALL ORDER BY ALL"
@@ -55,7 +58,8 @@ FROM numbers
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="up to 100,000 receipts, under a minute")
-    parser.add_argument("--most", type=int, help="receipts of the largest ledger")
+    parser.add_argument("--most", type=int, help="receipts of the largest archive that is asked")
+    parser.add_argument("--most-archived", type=int, help="receipts of the largest ledger")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
@@ -63,36 +67,41 @@ def main() -> None:
         print(json.dumps(DO[about["do"]](about)))
         return
     most = options.most or (100_000 if options.quick else 10_000_000)
-    sizes = [size for size in (10_000, 100_000, 1_000_000, 10_000_000) if size <= most]
+    most_archived = options.most_archived or most
+    sizes = [size for size in (10_000, 100_000, 1_000_000, 10_000_000) if size <= max(most, most_archived)]
     texts, repeats = (300, 3) if options.quick else (3000, 7)
     with TemporaryDirectory(prefix="etameter-receipts-") as name:
-        figures = {size: _of(Path(name), size, repeats) for size in sizes}
+        archived = {size: _archived(Path(name, f"ledger-{size}"), size) for size in sizes if size <= most_archived}
+        asked = {size: _asked(Path(name, f"archive-{size}"), size, repeats) for size in sizes if size <= most}
         of_texts = Path(name, "texts")
         of_texts.mkdir()
         _child("store_texts", folder=of_texts, texts=texts)
-        engines = _engines(Path(name, str(sizes[-1])), of_texts, repeats)
+        engines = _engines(Path(name, f"archive-{max(asked)}"), of_texts, repeats)
     assert all(told["scored"]["texts"] == texts for told in engines.values() if "scored" in told), "each once"
-    _tell(figures, engines)
-    finish("receipts", "simulated", _goals(figures, engines), _context(figures, engines, repeats))
+    _tell(archived, asked, engines)
+    goals = _goals("archive", archived) + _goals("ask", asked) + _rates(engines, max(asked))
+    finish("receipts", "simulated", goals, _context(archived, asked, engines, repeats))
 
 
-def _of(folder: Path, size: int, repeats: int) -> dict[str, dict[str, Any]]:
-    """A ledger of so many receipts: archived, and asked."""
-    own = folder / str(size)
-    own.mkdir()
-    _child("fill", folder=own, size=size)
-    ledger_bytes = (own / "ledger.db").stat().st_size
-    archived = _child("archive", folder=own)
-    (own / "ledger.db").unlink()
-    files = list((own / "archive").rglob("*.parquet"))
-    archived |= {
-        "ledger_bytes": ledger_bytes,
-        "archive_bytes": sum(path.stat().st_size for path in files),
-        "files": len(files),
-    }
-    asked = _child("ask", folder=own, repeats=repeats, threads=1)
-    assert asked["receipts"] == size, "every receipt is there once"
-    return {"archive": archived, "ask": asked}
+def _archived(folder: Path, size: int) -> dict[str, Any]:
+    """A ledger of so many receipts, moved whole."""
+    folder.mkdir()
+    _child("fill", folder=folder, size=size)
+    ledger_bytes = (folder / "ledger.db").stat().st_size
+    told = _child("archive", folder=folder)
+    assert _child("ask", folder=folder, repeats=1, threads=1)["receipts"] == size, "every receipt is there once"
+    archive_bytes = sum(path.stat().st_size for path in (folder / "archive").rglob("*.parquet"))
+    shutil.rmtree(folder)
+    return told | {"ledger_bytes": ledger_bytes, "archive_bytes": archive_bytes}
+
+
+def _asked(folder: Path, size: int, repeats: int) -> dict[str, Any]:
+    """An archive of so many receipts, and the question, by one thread."""
+    folder.mkdir()
+    _child("lay", folder=folder, size=size)
+    told = _child("ask", folder=folder, repeats=repeats, threads=1)
+    assert told["receipts"] == size
+    return told
 
 
 def _engines(folder: Path, of_texts: Path, repeats: int) -> dict[str, dict[str, Any]]:
@@ -133,12 +142,86 @@ def _fill(about: Mapping[str, Any]) -> dict[str, Any]:
 
     path, size = Path(about["folder"], "ledger.db"), int(about["size"])
     Ledger(path).close()
+    models = dict(zip(("first", "second", "third"), MODELS, strict=True))
     with sqlite3.connect(path) as db:
         db.execute("PRAGMA synchronous = OFF")
-        about_rows = dict(zip(("first", "second", "third"), MODELS, strict=True))
-        began_s = NOW_S - (DAYS + 7) * 86_400
-        db.execute(_ROWS, {**about_rows, "size": size, "days": DAYS, "began_s": began_s})
+        db.execute("PRAGMA cache_size = -1000000")  # KiB
+        (index,) = db.execute("SELECT sql FROM sqlite_master WHERE name = 'requests_by_receipt'").fetchone()
+        db.execute("DROP INDEX requests_by_receipt")
+        db.execute(_ROWS, {**models, "size": size, "days": DAYS, "began_s": BEGAN_S})
+        db.execute(index)
     return {}
+
+
+def _lay(about: Mapping[str, Any]) -> dict[str, Any]:
+    """Files as `archive` makes them: a day and model each, of a million rows at a time."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from etameter.archive.store import Store, part_of
+    from etameter.archive.tables import BATCH_ROWS, REQUESTS
+
+    folder, random = Path(about["folder"]), np.random.default_rng(SEED)
+    store, parts = Store(str(folder / "archive")), DAYS * len(MODELS)
+    for place in range(parts):
+        size, model = about["size"] // parts + (place < about["size"] % parts), MODELS[place % len(MODELS)]
+        with pq.ParquetWriter(folder / "own", REQUESTS.schema, compression="zstd") as writer:
+            for start in range(0, size, 1_000_000):
+                rows = min(1_000_000, size - start)
+                numbers = np.arange(start, start + rows)
+                columns = _columns(numbers, place, random) | {"model": pa.repeat(model, rows)}
+                table = pa.table([pa.array(columns[name]) for name in REQUESTS.schema.names], schema=REQUESTS.schema)
+                writer.write_table(table, row_group_size=BATCH_ROWS)
+        day = datetime.fromtimestamp(BEGAN_S + place // len(MODELS) * 86_400, UTC).date().isoformat()
+        store.publish(folder / "own", REQUESTS, day, part_of(model), 1)
+    return {}
+
+
+def _columns(numbers: Any, place: int, random: Any) -> dict[str, Any]:
+    import numpy as np
+    import pyarrow as pa
+
+    rows = len(numbers)
+    digits = np.frombuffer(b"0123456789abcdef", dtype=np.uint8)[random.integers(0, 16, (rows, 64))]
+    ids = [
+        pa.FixedSizeBinaryArray.from_buffers(pa.binary(32), rows, [None, pa.py_buffer(np.ascontiguousarray(half))])
+        for half in (digits[:, :32], digits[:, 32:])
+    ]
+    first, second = (each.cast(pa.binary()).cast(pa.string()) for each in ids)
+    zeros, arms = np.zeros(rows), np.where(numbers % 2, "unconstrained", "entrace")
+    same = {
+        "boot_id": "boot",
+        "engine": "engine-0",
+        "finish_reason": "stop",
+        "method": "counter",
+        "source": "simulated",
+    }
+    return {name: pa.repeat(text, rows) for name, text in same.items()} | {
+        "engine_started_ns": np.full(rows, place),
+        "number": numbers,
+        "request_id": first,
+        "receipt_id": second,
+        "arm": arms,
+        "arrival_ns": numbers * 1000,
+        "first_token_ns": numbers * 1000 + 500,
+        "finished_ns": numbers * 1000 + 9000,
+        "prompt_tokens": 100 + numbers % 900,
+        "cached_tokens": numbers % 64,
+        "prefill_tokens": np.full(rows, 100),
+        "decode_tokens": np.full(rows, 80),
+        "output_tokens": 20 + numbers % 400,
+        "prompt_j": numbers % 1000 / 100.0,
+        "output_j": numbers % 777 / 10.0,
+        "marginal_j": numbers % 500 / 10.0,
+        "recomputed_j": zeros,
+        "draft_waste_j": zeros,
+        "avoided_j": zeros,
+        "error_j": zeros + 0.1,
+        "settled": np.ones(rows, dtype=bool),
+        "wall_time": BEGAN_S + place // len(MODELS) * 86_400.0 + numbers % 86_400,
+        "waste": pa.nulls(rows, pa.string()),
+    }
 
 
 def _archive(about: Mapping[str, Any]) -> dict[str, Any]:
@@ -232,6 +315,7 @@ def _scored(folder: str, score: Callable[[Any], list[Any]]) -> dict[str, Any]:
 
 DO: Final[Mapping[str, Callable[[Mapping[str, Any]], dict[str, Any]]]] = {
     "fill": _fill,
+    "lay": _lay,
     "archive": _archive,
     "ask": _ask,
     "ray": _ray,
@@ -251,42 +335,41 @@ def _middle(runs: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _goals(
-    figures: Mapping[int, Mapping[str, Mapping[str, Any]]],
-    engines: Mapping[str, Mapping[str, Any]],
-) -> list[Goal]:
-    """Of the largest ledger, held against that of 10⁵ receipts; with fewer, the fixed part would be most of it."""
-    sizes = sorted(figures)
-    small, large = sizes[min(1, len(sizes) - 1)], sizes[-1]
+def _goals(do: str, figures: Mapping[int, Mapping[str, Any]]) -> list[Goal]:
+    """Of the largest, held against that of 10⁵ receipts: of fewer the fixed part would be most."""
+    small, large = sorted(figures)[min(1, len(figures) - 1)], max(figures)
+    cost = memory = None
+    if large > small:
+        cost = (figures[large]["cpu_s"] / large) / (figures[small]["cpu_s"] / small)
+        memory = figures[large]["peak_bytes"] / figures[small]["peak_bytes"]
+    return [
+        Goal(f"{do}: receipts a second of processor", large / figures[large]["cpu_s"], "1/s", None, "higher"),
+        Goal(f"{do}: cost of one, of {large:,} against {small:,}", cost, "", STEADY, "lower"),
+        Goal(f"{do}: memory, of {large:,} against {small:,}", memory, "", FLAT, "lower"),
+    ]
+
+
+def _rates(engines: Mapping[str, Mapping[str, Any]], size: int) -> list[Goal]:
     goals = []
-    for do in ("archive", "ask"):
-        one, other = figures[small][do], figures[large][do]
-        compared = large > small
-        cost = (other["cpu_s"] / large) / (one["cpu_s"] / small) if compared else None
-        memory = other["peak_bytes"] / one["peak_bytes"] if compared else None
-        goals += [
-            Goal(f"{do}: receipts a second of processor", large / other["cpu_s"], "1/s", None, "higher"),
-            Goal(f"{do}: cost of a receipt, of {large:,} against {small:,}", cost, "", STEADY, "lower"),
-            Goal(f"{do}: memory, of {large:,} against {small:,}", memory, "", FLAT, "lower"),
-        ]
     for name, told in engines.items():
         cores = int(name.rpartition(" ")[2])
-        goals.append(Goal(f"ask, {name}: receipts/s a core", large / told["wall_s"] / cores, "1/s", None, "higher"))
+        goals.append(Goal(f"ask, {name}: receipts/s a core", size / told["wall_s"] / cores, "1/s", None, "higher"))
         if scored := told.get("scored"):
             rate = scored["texts"] / scored["wall_s"] / cores
             goals.append(Goal(f"score, {name}: texts/s a core", rate, "1/s", None, "higher"))
     return goals
 
 
-def _tell(figures: Mapping[int, Any], engines: Mapping[str, Any]) -> None:
-    print(
-        f"{'receipts':>10}  {'archive':>9}  {'µs each':>8}  {'memory':>8}  {'bytes each':>10}  {'ask':>9}  {'memory':>8}"
-    )
-    for size, told in figures.items():
-        archive, ask = told["archive"], told["ask"]
+def _tell(archived: Mapping[int, Any], asked: Mapping[int, Any], engines: Mapping[str, Any]) -> None:
+    for size, told in archived.items():
         print(
-            f"{size:>10,}  {archive['cpu_s']:>7.2f} s  {archive['cpu_s'] / size * 1e6:>8.1f}  {archive['peak_bytes'] / 2**20:>4.0f} MiB"
-            f"  {archive['archive_bytes'] / size:>10.1f}  {ask['wall_s'] * 1e3:>6.0f} ms  {ask['peak_bytes'] / 2**20:>4.0f} MiB"
+            f"archive {size:>10,}: {told['cpu_s']:.2f} s of processor in {told['wall_s']:.1f} s, {told['cpu_s'] / size * 1e6:.1f} µs each, "
+            f"{told['peak_bytes'] / 2**20:.0f} MiB, {told['archive_bytes'] / size:.0f} bytes each for {told['ledger_bytes'] / size:.0f}"
+        )
+    for size, told in asked.items():
+        print(
+            f"ask     {size:>10,}: {told['wall_s'] * 1e3:.0f} ms ({told['wall_s_from'] * 1e3:.0f} to {told['wall_s_to'] * 1e3:.0f}), "
+            f"{told['cpu_s'] * 1e3:.0f} ms of processor, {told['peak_bytes'] / 2**20:.0f} MiB"
         )
     for name, told in engines.items():
         print(f"ask, {name}: {told['wall_s']:.3f} s ({told['wall_s_from']:.3f} to {told['wall_s_to']:.3f})")
@@ -294,16 +377,19 @@ def _tell(figures: Mapping[int, Any], engines: Mapping[str, Any]) -> None:
             print(f"score, {name}: {scored['texts']:,} texts in {scored['wall_s']:.2f} s")
 
 
-def _context(figures: Mapping[int, Any], engines: Mapping[str, Any], repeats: int) -> dict[str, object]:
-    versions = {name: version(name) for name in ("duckdb", "pyarrow", *(["ray"] if find_spec("ray") else []))}
+def _context(
+    archived: Mapping[int, Any], asked: Mapping[int, Any], engines: Mapping[str, Any], repeats: int
+) -> dict[str, object]:
+    libraries = ("duckdb", "pyarrow", *(["ray"] if find_spec("ray") else []))
     return {
         "question": QUESTION,
         "repeats": repeats,
         "days": DAYS,
         "models": len(MODELS),
-        "versions": versions,
+        "versions": {name: version(name) for name in libraries},
         "load_1m_after": os.getloadavg()[0],
-        "by_size": {str(size): told for size, told in figures.items()},
+        "archived": {str(size): told for size, told in archived.items()},
+        "asked": {str(size): told for size, told in asked.items()},
         "engines": engines,
     }
 

@@ -29,6 +29,9 @@ from .tables import ALL_TABLES
 
 CHUNKS_A_CORE: Final = 4
 """Files are read in so many pieces of work for each core that there is."""
+FAILED: Final = "a part failed"
+"""The one column of an answer that is none."""
+BY_NAME: Final = {table.name: table for table in ALL_TABLES}
 
 
 def start() -> None:
@@ -47,30 +50,40 @@ def asked(store: Store, ledger: Path | None, query: str) -> Answer:
     """
     try:
         with closing(connected(store)) as connection:
-            copy_live(connection, ledger)
-            for table in ALL_TABLES:  # as they are, without what files have
-                connection.execute(f"CREATE VIEW {table.name} AS {all_of(connection, table, store, [])}")
-            only_read(connection, query)
-            split = halves(connection, query.strip().rstrip(";"))
-            (table,) = (each for each in ALL_TABLES if each.name == split.table)
-            files = [file for file in store.files() if file.table == table.name]
-            here = days_here(connection, table)
-            mine = [file for file in files if file.day in here]
-            connection.execute(f"CREATE OR REPLACE VIEW {table.name} AS {all_of(connection, table, store, mine)}")
-            locked(connection, store, mine)
+            copy_live(connection, ledger)  # first: a day that is moved meanwhile is in both
+            files = store.files()
+            if ledger is None and not files:
+                raise ArchiveError(f"{store.location} holds no day", "name the place of the archive, or a ledger")
+            locked(connection, store.addresses(files))
+            split = _split(connection, store, query)
+            table = BY_NAME[split.table]
+            files, here = [file for file in files if file.table == table.name], days_here(connection, table)
+            mine = all_of(connection, table, store, [file for file in files if file.day in here])
+            connection.execute(f"CREATE OR REPLACE VIEW {table.name} AS {mine}")
             answers = [connection.sql(split.each).to_arrow_table()]
             answers += _of_parts(store, [file for file in files if file.day not in here], split)
             connection.register("answers", pa.concat_tables(answers))
             connection.execute(split.all)
             return tuple(str(column[0]) for column in connection.description or ()), connection.fetchall()
     except duckdb.Error as error:
-        raise ArchiveError(
-            f"the query can't be answered ({str(error).partition(chr(10))[0]})", "see `etameter query --help`"
-        ) from error
+        said = str(error).partition("\n")[0]
+        raise ArchiveError(f"the query can't be answered ({said})", f"the tables are {', '.join(BY_NAME)}") from error
     except sqlite3.Error as error:
         raise ArchiveError(f"{ledger} can't be read ({error})", "name a ledger with --ledger") from error
     except (OSError, ray.exceptions.RayError) as error:
-        raise ArchiveError(f"{store.location} can't be read ({error})", "name the place of the archive") from error
+        said = str(error).strip().partition("\n")[0]
+        raise ArchiveError(f"{store.location} can't be read ({said})", "name the place of the archive") from error
+
+
+def _split(connection: duckdb.DuckDBPyConnection, store: Store, query: str) -> Halves:
+    """With the tables as they are, but for rows of files."""
+    for table in BY_NAME.values():
+        connection.execute(f"CREATE VIEW {table.name} AS {all_of(connection, table, store, [])}")
+    only_read(connection, query)
+    split = halves(connection, query.strip().rstrip(";"))
+    if split.table not in BY_NAME:
+        raise ArchiveError(f"there is no table {split.table}", f"the tables are {', '.join(BY_NAME)}")
+    return split
 
 
 def rescore(works: Sequence[Partition], scoring: Scoring) -> Iterator[Outcome]:
@@ -100,7 +113,11 @@ def _of_parts(store: Store, files: Sequence[File], split: Halves) -> list[pa.Tab
     data = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         partial(_answer, store.address, addresses, split), batch_size=None, batch_format="pyarrow"
     )
-    return [ray.get(block) for block in data.to_arrow_refs()]
+    answers = [ray.get(block) for block in data.to_arrow_refs()]
+    for answer in answers:
+        if FAILED in answer.column_names:
+            raise ArchiveError(answer[FAILED][0].as_py(), "see to it, and ask again")
+    return answers
 
 
 def _answer(location: str, addresses: Sequence[Sequence[str]], split: Halves, batch: pa.Table) -> pa.Table:
@@ -110,8 +127,13 @@ def _answer(location: str, addresses: Sequence[Sequence[str]], split: Halves, ba
     for place in batch["place"].to_pylist():
         with closing(connected(store)) as connection:
             connection.execute("SET threads = 1")  # a core is what Ray has given it
-            connection.execute(f"CREATE VIEW {split.table} AS {rows_of(addresses[place])}")
-            answers.append(connection.sql(split.each).to_arrow_table())
+            try:
+                connection.execute(f"CREATE VIEW {split.table} AS {rows_of(addresses[place])}")
+                locked(connection, addresses[place])
+                answers.append(connection.sql(split.each).to_arrow_table())
+            except (duckdb.Error, OSError) as error:  # told in one line, which Ray's tracebacks are not
+                said = str(error).partition("\n")[0]
+                return pa.table({FAILED: [f"{', '.join(addresses[place])} can't be read ({said})"]})
     return pa.concat_tables(answers)
 
 

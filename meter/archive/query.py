@@ -55,9 +55,9 @@ def connected(store: Store) -> duckdb.DuckDBPyConnection:
     return connection
 
 
-def locked(connection: duckdb.DuckDBPyConnection, store: Store, files: Sequence[File]) -> None:
+def locked(connection: duckdb.DuckDBPyConnection, addresses: Sequence[str]) -> None:
     """It reads no more than these."""
-    connection.execute(f"SET allowed_paths = {_texts(store.addresses(files))}")
+    connection.execute(f"SET allowed_paths = {_texts(addresses)}")
     connection.execute("SET enable_external_access = false")
     connection.execute("SET lock_configuration = true")
 
@@ -71,7 +71,7 @@ def _attach(connection: duckdb.DuckDBPyConnection, store: Store, ledger: Path | 
     for table in ALL_TABLES:
         own = [file for file in files if file.table == table.name]
         connection.execute(f"CREATE VIEW {table.name} AS {all_of(connection, table, store, own)}")
-    locked(connection, store, files)
+    locked(connection, store.addresses(files))
 
 
 def copy_live(connection: duckdb.DuckDBPyConnection, ledger: Path | None) -> None:

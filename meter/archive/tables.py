@@ -15,10 +15,11 @@ so that each model's make one file. What `etameter rescore` computes anew stands
 
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from heapq import merge
 from itertools import islice
+from operator import itemgetter
 from typing import Any, Final
 
 import pyarrow as pa
@@ -214,10 +215,12 @@ def record_batches(table: Table, rows: Iterable[Row]) -> Iterator[pa.RecordBatch
         yield pa.RecordBatch.from_arrays(arrays, schema=table.schema)
 
 
-def model_of(table: Table, values: Row) -> str | None:
-    """Of a row; None where its table has none, or it isn't known."""
-    names = table.schema.names
-    return values[names.index("model")] if "model" in names else None
+def model_in(table: Table) -> Callable[[Row], str | None]:
+    """What tells the model of a row; None where its table has none, or it isn't known."""
+    if "model" not in table.schema.names:
+        return lambda _: None
+    model: Callable[[Row], str | None] = itemgetter(table.schema.names.index("model"))
+    return model
 
 
 def told_of(schema: pa.Schema) -> Mapping[str, Any]:

@@ -9,12 +9,14 @@ import pytest
 
 from etameter.archive import store as stores
 from etameter.archive.query import asked
+from etameter.archive.rescoring import Scoring, partitions, rescore
 from etameter.archive.store import Store
 from etameter.errors import ArchiveError
 from etameter.ledger import Ledger
 from tests.meter.archive.laid_out import filled, in_archive, in_ledger, settle, together
 from tests.meter.archive.object_store import BUCKET, ObjectStore, started
 from tests.meter.archive.test_days import run, same
+from tests.meter.archive.test_rescoring import SCORES, TEXTS, stored
 
 pytestmark = [
     pytest.mark.unit,
@@ -160,3 +162,26 @@ def test_two_writers_of_a_part_lose_and_double_nothing(tmp_path: Path, address: 
     for ledger in ledgers:
         assert not any(in_ledger(ledger).values())
         ledger.close()
+
+
+@pytest.mark.slow
+def test_texts_are_scored_once_by_two_processes_after_it_hung(
+    tmp_path: Path, server: ObjectStore, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = stored(tmp_path, place=address)
+    works, scoring = partitions(store, None), Scoring(store.address)
+    monkeypatch.setattr(stores, "TRIES", 1)
+    monkeypatch.setattr(stores, "WAIT_S", 0.2)
+    server.hang()
+    try:
+        assert [(each.how, each.rows) for each in rescore(works[:1], scoring)] == [("failed", 0)]
+    finally:
+        server.go_on()
+    monkeypatch.setattr(stores, "WAIT_S", 30.0)
+    both = [started(SCORES, tmp_path, "nowhere", 0, address) for _ in range(2)]
+    for process in both:
+        _, said = process.communicate(timeout=120)
+        assert process.returncode == 0, said
+        assert "failed" not in said
+    assert asked(store, None, "SELECT count(*), count(DISTINCT receipt_id) FROM rereadings")[1] == [(TEXTS, TEXTS)]
+    assert {file.generation for file in store.files()} == {1}

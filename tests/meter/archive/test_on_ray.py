@@ -60,8 +60,14 @@ def test_it_answers_as_duckdb_does(tmp_path: Path) -> None:
         assert on_ray.asked(store, None, question) == asked(store, None, question), question
     with pytest.raises(ArchiveError, match="leave out --engine ray"):
         on_ray.asked(store, None, "SELECT count(DISTINCT model) FROM requests")
-    with pytest.raises(ArchiveError, match="can't be answered"):
-        on_ray.asked(store, None, "SELECT nothing FROM requests")
+    for wrong in ("SELECT nothing FROM requests", f"SELECT * FROM '{tmp_path}/ledger.db'", "DELETE FROM live_requests"):
+        with pytest.raises(ArchiveError, match=r"^(the query|there is no table) [^\n]*$"):
+            on_ray.asked(store, None, wrong)
+    with pytest.raises(ArchiveError, match="holds no day"):
+        on_ray.asked(Store(str(tmp_path / "nowhere")), None, "SELECT count(*) FROM requests")
+    Path(store.files()[0].path).write_bytes(b"no parquet, and long enough")
+    with pytest.raises(ArchiveError, match=r"^[^\n]*2024-09-[^\n]*$"):
+        on_ray.asked(store, None, f"SELECT count(*) FROM {store.files()[0].table}")
     ledger.close()
 
 

@@ -34,7 +34,7 @@ ANSWERS = (
 TEXTS = 12
 
 
-def stored(folder: Path, texts: int = TEXTS) -> Store:
+def stored(folder: Path, texts: int = TEXTS, place: str | None = None) -> Store:
     """Two days of two models each, with the texts of every response, and the demo's recording under two names."""
     ledger = Ledger(folder / "ledger.db")
     told = Texts(stored_beside(ledger.path))
@@ -44,7 +44,7 @@ def stored(folder: Path, texts: int = TEXTS) -> Store:
         message = {"prompts": ["What is the capital of France?"], "responses": [ANSWERS[number % 3]]}
         told.add(f"{number:032x}", message, at(back))
     told.close()
-    store = Store(str(folder / "archive"))
+    store = Store(place or str(folder / "archive"))
     run(ledger.path, store)
     ledger.close()
     (folder / "recordings" / "old").mkdir(parents=True, exist_ok=True)
@@ -149,7 +149,7 @@ def killing(of, name, after):
     setattr(of, name, call)
 if where != "nowhere":
     killing(*{"before": (os, "link", False), "after": (os, "link", True), "within": (stores, "_keep", False)}[where])
-store = stores.Store(sys.argv[1] + "/archive")
+store = stores.Store(sys.argv[4] if len(sys.argv) > 4 else sys.argv[1] + "/archive")
 works = rescoring.partitions(store, sys.argv[1] + "/recordings")
 print([each.how for each in rescoring.rescore(works, rescoring.Scoring(store.address))], file=sys.stderr)
 """
