@@ -4,6 +4,7 @@ A text is here from when the server tells it until it is classified. What can't 
 """
 
 import asyncio
+import json
 import logging
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -14,6 +15,7 @@ from typing import Any, Final, Protocol, TypeVar
 from etameter.backlog import Backlog
 from etameter.ledger import RequestRow
 from etameter.slack import fast
+from etameter.slack.calls import cut
 from etameter.slack.deep import fuse
 from etameter.slack.labels import Label
 from etameter.slack.reading import BUSY, FAILED, NO_TEXT, TOO_LONG, Classify, Reading, judged, read
@@ -90,13 +92,19 @@ class Classifier:
         if not responses:
             self._note(receipt_id, TOO_LONG if message.get("reason") == TOO_LONG else NO_TEXT)
             return
-        size = sum(map(len, prompts)) + sum(map(len, responses))
+        size = sum(map(len, prompts)) + sum(map(len, responses)) + len(json.dumps(message.get("tools")))
         if self._waiting_bytes + size > WAITING_LIMIT_BYTES:
             self._note(receipt_id, BUSY)
             return
         self._waiting_bytes += size
         work = asyncio.get_running_loop().run_in_executor(
-            self._thread, read, receipt_id, prompts, responses, self._classify, self._counting(message, responses)
+            self._thread,
+            read,
+            receipt_id,
+            prompts,
+            responses,
+            _with_calls(self._classify, message, responses),
+            self._counting(message, responses),
         )
         self._waiting[receipt_id] = work
         work.add_done_callback(lambda done: self._done(receipt_id, size, done))
@@ -189,6 +197,19 @@ class Classifier:
                 self._join(row, found)
         else:
             self._sink.unclassified(found)
+
+
+def _with_calls(classify: Classify, message: Mapping[str, Any], responses: Sequence[str]) -> Classify:
+    """Which knows the schemas of what the responses call, where the server tells them."""
+    tools, calls = message.get("tools"), message.get("calls")
+    if not isinstance(tools, dict) or not isinstance(calls, list) or len(calls) != len(responses):
+        return classify
+    schemas = {
+        response: [tools[name] for name in names]
+        for response, names in zip(responses, calls, strict=True)
+        if isinstance(names, list) and all(isinstance(tools.get(str(name)), dict) for name in names)
+    }
+    return lambda prompt, response: cut(tuple(classify(prompt, response)), response, schemas.get(response, ()))
 
 
 def by_time(rows: Sequence[RequestRow], found: Reading) -> Reading:

@@ -25,6 +25,8 @@ class Texts:
 
     def __init__(self) -> None:
         self._prompts: list[str] = []
+        self._tools: dict[str, object] = {}
+        """Schemas of what the model may call."""
         self._choices: dict[int, _Choice] = {}
         self._bytes = 0
         self._too_long = False
@@ -38,6 +40,7 @@ class Texts:
             prompts = list(_prompts(request))
             if self._has_room("".join(prompts)):
                 self._prompts = prompts
+            self._tools = dict(_tools(request))
 
     def answered(self, body: bytes) -> None:
         """A response in one piece."""
@@ -61,6 +64,12 @@ class Texts:
         told: dict[str, object] = {"prompts": self._prompts, "responses": responses}
         if self._streamed and sum(map(len, choices)) <= PIECES_LIMIT:
             told["pieces"] = [choice.pieces() for choice in choices]
+        called = {
+            name: self._tools[name] for choice in choices for name in choice.names.values() if name in self._tools
+        }
+        if called and self._bytes + len(json.dumps(called)) <= LIMIT_BYTES:
+            told["calls"] = [[*choice.names.values()] for choice in choices]
+            told["tools"] = called
         return told
 
     def _take(self, text: bytes, part: str) -> None:
@@ -77,7 +86,11 @@ class Texts:
         tokens = len(token_ids) if isinstance(token_ids, list) else 1
         choice = self._choices.setdefault(index, _Choice())
         reasoning = next((said[name] for name in _REASONING if said.get(name)), None)
-        calls = [call["function"].get("arguments") for call in said.get("tool_calls") or ()]
+        calls = []
+        for place, call in enumerate(said.get("tool_calls") or ()):
+            calls.append(call["function"].get("arguments"))
+            if isinstance(name := call["function"].get("name"), str):
+                choice.names[call.get("index", place)] = name
         for pieces, piece in (
             (choice.reasoning, reasoning),
             (choice.content, text if text is not None else said.get("content")),
@@ -106,6 +119,8 @@ class _Choice:
         self.reasoning: list[_Piece] = []
         self.content: list[_Piece] = []
         self.calls: list[_Piece] = []
+        self.names: dict[int, str] = {}
+        """Of what is called, in the order of the calls."""
 
     def __len__(self) -> int:
         return len(self.reasoning) + len(self.content) + len(self.calls)
@@ -142,6 +157,14 @@ def _prompts(request: Mapping[str, Any]) -> Iterable[str]:
     several = isinstance(prompt, list) and prompt and not isinstance(prompt[0], int)
     for each in prompt if several and isinstance(prompt, list) else [prompt]:
         yield each if isinstance(each, str) else ""
+
+
+def _tools(request: Mapping[str, Any]) -> Iterable[tuple[str, object]]:
+    tools = request.get("tools")
+    for tool in tools if isinstance(tools, list) else ():
+        function = tool.get("function") if isinstance(tool, dict) else None
+        if isinstance(function, dict) and isinstance(function.get("parameters"), dict):
+            yield str(function.get("name")), function["parameters"]
 
 
 def _text(content: object) -> str:

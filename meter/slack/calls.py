@@ -8,11 +8,17 @@ model's, and is left out on both sides.
 """
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from .fast import Labelled
+from .labels import UNTOLD
+
+OPEN, CLOSE = "<tool_call>", "</tool_call>"
+"""Between which the server tells the arguments of calls: see `etameter.serving.texts`."""
 _DEEPEST: Final = 32
+_DECODER: Final = json.JSONDecoder()
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +58,33 @@ def least(arguments: str, schema: Mapping[str, Any]) -> Call | None:
         defaults=len(_compact(known)) - len(_compact(minimal)),
         unknown=len(compact) - len(_compact(known)),
     )
+
+
+def cut(spans: Sequence[Labelled], response: str, schemas: Sequence[Mapping[str, Any]]) -> tuple[Labelled, ...]:
+    """A response's spans, in which that of its calls, which stand one after the other between their marks, is parted: as much of its end as is beyond the least
+    is slack, for sure. Where it stands is not told apart. As they were where the calls can't be read.
+    """
+    place = max((place for place, span in enumerate(spans) if span.kind == "tool_call"), default=None)
+    if place is None or not schemas:
+        return tuple(spans)
+    span = spans[place]
+    told = response[span.start : span.end].strip().removeprefix(OPEN)
+    beyond = 0
+    for schema in schemas:
+        told = told.lstrip()
+        try:
+            _, end = _DECODER.raw_decode(told)
+        except (ValueError, RecursionError):
+            return tuple(spans)
+        call = least(told[:end], schema)
+        if call is None:
+            return tuple(spans)
+        beyond += max(call.characters - len(call.minimal), 0)
+        told = told[end:]
+    if not beyond or told.strip() != CLOSE:
+        return tuple(spans)
+    parts = replace(span, end=span.end - beyond), replace(span, start=span.end - beyond, label=UNTOLD, p_slack=1.0)
+    return *spans[:place], *parts, *spans[place + 1 :]
 
 
 def _compact(value: object) -> str:

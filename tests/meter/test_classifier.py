@@ -88,6 +88,29 @@ def test_choices_are_weighed_by_their_characters_and_go_with_their_prompts() -> 
     assert read(RECEIPT, ["a"], [""], spy, by_characters) is None
 
 
+def test_what_a_call_has_beyond_its_schema_is_slack_in_a_live_answer() -> None:
+    response = 'I look.\n<tool_call>{"city":"Paris","unit":"C"}</tool_call>'
+    schema = {"properties": {"city": {}, "unit": {"default": "C"}}, "required": ["city"]}
+    texts = {"prompts": ["Weather?"], "responses": [response]}
+    calls = {"calls": [["weather"]], "tools": {"weather": schema}}
+    shares = []
+
+    class Quiet(Sink):
+        def classified(self, row: RequestRow, reading: Reading) -> None:
+            shares.append(reading.slack)
+
+    async def main(told: dict[str, Any]) -> None:
+        classifier = Classifier(Quiet(), lambda _: None, on=True)
+        classifier.told(RECEIPT, told)
+        await ready(classifier)
+        classifier.settled([row(0)])
+        classifier.stop()
+
+    for told in (texts | calls, texts, texts | {**calls, "calls": [["other"]]}, texts | {**calls, "calls": "none"}):
+        asyncio.run(main(told))
+    assert shares == [{"unspecified": pytest.approx(11 / len(response))}, {}, {}, {}]
+
+
 def test_a_request_is_counted_once_whether_it_is_settled_or_classified_first() -> None:
     async def settled_first(classifier: Classifier) -> None:
         classifier.settled([row(0), row(1)])

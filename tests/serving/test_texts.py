@@ -85,3 +85,37 @@ def test_a_choice_whose_number_is_none_is_no_choice() -> None:
     for index in ("0", 1.5, None, True, 0):
         texts.answered(json.dumps({"choices": [{"index": index, "message": {"content": "said"}}]}).encode())
     assert texts.message()["responses"] == ["said"]
+
+
+TOOLS = [
+    {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}},
+    {"type": "function", "function": {"name": "never", "parameters": {"type": "object"}}},
+    {"type": "function", "function": {"name": "bare"}},
+    "no tool",
+]
+
+
+def test_of_what_is_called_the_schemas_are_told() -> None:
+    for streamed in (False, True):
+        texts = Texts()
+        texts.asked({**chat("Rain?"), "tools": TOOLS})
+        if streamed:
+            texts.went_by(event(tool_calls=[{"index": 0, "function": {"name": "weather", "arguments": ""}}]))
+            texts.went_by(event(tool_calls=[{"index": 0, "function": {"arguments": '{"city":'}}]))
+            texts.went_by(event(tool_calls=[{"index": 0, "function": {"arguments": '"Paris"}'}}]))
+        else:
+            calls = [{"function": {"name": "weather", "arguments": '{"city":"Paris"}'}}]
+            texts.answered(json.dumps({"choices": [{"index": 0, "message": {"tool_calls": calls}}]}).encode())
+        told = texts.message()
+        assert told["responses"] == ['\n<tool_call>{"city":"Paris"}</tool_call>']
+        assert (told["calls"], told["tools"]) == ([["weather"]], {"weather": {"type": "object"}})
+
+
+def test_schemas_that_are_too_long_or_of_nothing_that_was_called_are_not_told() -> None:
+    long = [{"type": "function", "function": {"name": "weather", "parameters": {"x": "y" * module.LIMIT_BYTES}}}]
+    for tools, name in ((long, "weather"), (TOOLS, "bare"), (TOOLS, "other"), (None, "weather")):
+        texts = Texts()
+        texts.asked({**chat("Rain?"), "tools": tools})
+        calls = [{"function": {"name": name, "arguments": "{}"}}]
+        texts.answered(json.dumps({"choices": [{"index": 0, "message": {"tool_calls": calls}}]}).encode())
+        assert texts.message().keys() == {"prompts", "responses"}

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from etameter.slack.calls import least
+from etameter.slack.calls import cut, least
+from etameter.slack.fast import classify
 
 pytestmark = pytest.mark.unit
 
@@ -105,6 +106,32 @@ def test_the_least_says_nothing_new_and_is_its_own_least(told: dict[str, Any], i
     again = least(found.minimal, SCHEMA)
     assert again is not None
     assert (again.minimal, again.eta) == (found.minimal, 1.0)
+
+
+def test_of_a_response_the_end_of_its_calls_is_slack_as_long_as_what_is_beyond_the_least() -> None:
+    response = 'I look.\n<tool_call>{"city":"Paris","unit":"C"}{"city":"Rome"}</tool_call>'
+    spans = classify("Weather?", response)
+    *before, call = spans
+    *_, needed, beyond = cut(spans, response, [SCHEMA, SCHEMA])
+    assert (needed.start, needed.end, needed.p_slack) == (call.start, len(response) - 11, None)
+    assert (beyond.start, beyond.end, beyond.label, beyond.p_slack) == (len(response) - 11, len(response), "X", 1.0)
+    assert cut(spans, response, [SCHEMA, SCHEMA])[: len(before)] == tuple(before)
+
+
+@pytest.mark.parametrize(
+    ("response", "calls"),
+    [
+        ('<tool_call>{"city":"Paris","unit":"C"}</tool_call>', 0),
+        ('<tool_call>{"city":"Paris","unit":"C"}</tool_call>', 2),
+        ('<tool_call>{"city":"Paris","unit":"C"}{"city":"Rome"}</tool_call>', 1),
+        ('<tool_call>{"city":"Paris"}</tool_call>', 1),
+        ('<tool_call>{"city":"Paris","unit":</tool_call>', 1),
+        ("No call.", 1),
+    ],
+)
+def test_what_can_not_be_read_or_is_the_least_stays_as_it_is(response: str, calls: int) -> None:
+    spans = classify("Weather?", response)
+    assert cut(spans, response, [SCHEMA] * calls) == spans
 
 
 def test_a_reference_to_itself_ends() -> None:
