@@ -28,6 +28,7 @@ BRAKED: Final = "etameter.braked"
 """In the scope: why the answer was ended."""
 _LIMIT_BYTES: Final = 256 << 10
 _END: Final = b"\n\n"
+_OTHER_END: Final = b"\r\n\r\n"
 _NOT_FREE: Final = (
     "tools", "functions", "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar",
     "ignore_eos", "min_tokens", "echo", "suffix", "use_beam_search", "continue_final_message",
@@ -117,6 +118,8 @@ class _Stream:
     async def _watched(self, message: Message) -> Message:
         """What of a body goes on. Doesn't return where the answer ends: it is cancelled then."""
         *events, self._pending = (self._pending + message.get("body", b"")).split(_END)
+        if len(self._pending) > _LIMIT_BYTES or _OTHER_END in self._pending:
+            self._watches = False  # it is no stream of events that is known here
         for place, event in enumerate(events):
             cause = self._fed(event)
             if cause is not None:

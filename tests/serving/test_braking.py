@@ -157,6 +157,17 @@ def test_an_arm_is_braked_with_the_model_of_its_report_and_no_other(
         assert (said(client.body()) != ANSWER + CLOSING) is ended, (arm, model)
 
 
+def test_what_is_no_stream_of_events_that_is_known_goes_on_as_it_comes() -> None:
+    events = [event.replace(b"\n\n", b"\r\n\r\n") for event in stream(ANSWER + CLOSING)]
+    client = Client(Braking(Writing(events), Arms((), {})))
+    assert asyncio.run(client.call(request=asked(), headers=ON)) == b"".join(events)
+    assert len([message for message in client.sent[1:] if message["body"]]) == len(events)
+    endless = [b"x" * 100_000] * 6
+    client = Client(Braking(Writing(endless), Arms((), {})))
+    assert asyncio.run(client.call(request=asked(), headers=ON)) == b"".join(endless)
+    assert len(client.sent[3]["body"]) > 200_000, "no more is kept than that"
+
+
 @given(cuts=st.lists(st.integers(0, 2000), max_size=12))
 def test_however_events_are_cut_nothing_is_lost(cuts: list[int]) -> None:
     """Over the layer alone, where nobody adds an energy."""
