@@ -44,19 +44,26 @@ class Machine:
     def uuid(self) -> str:
         return self.board.uuid()
 
-    def start(self, *options: str, token: str = TOKEN) -> None:
+    def start(self) -> None:
+        self.boot()
+        self.wait()
+
+    def boot(self) -> None:
         """Another boot: another clock, too."""
         self.boots += 1
         offset_ns = 10**12 * (100 * self.number + self.boots)
         command = [sys.executable, "-m", "tests.meter.nodes.elsewhere", str(offset_ns), str(self.ppm)]
-        command += [f"boot-{self.number}-{self.boots}", "sampler", "--listen", f"127.0.0.1:{self.port}", *options]
-        environment = {**os.environ, **self.board.environment(), "ETAMETER_METER__NODE_TOKEN": token}
+        command += [f"boot-{self.number}-{self.boots}", "sampler", "--listen", f"127.0.0.1:{self.port}"]
+        environment = {**os.environ, **self.board.environment(), "ETAMETER_METER__NODE_TOKEN": TOKEN}
         with self.log.open("w") as log:
-            process = subprocess.Popen(command, env=environment, stderr=log, cwd=ROOT)
-        self.process = process
+            self.process = subprocess.Popen(command, env=environment, stderr=log, cwd=ROOT)
+
+    def wait(self) -> None:
+        """Until it listens."""
 
         def listening() -> re.Match[str] | None:
-            assert process.poll() is None, self.log.read_text()
+            assert self.process is not None
+            assert self.process.poll() is None, self.log.read_text()
             return re.search(r"at 127\.0\.0\.1:(\d+)\n", self.log.read_text())
 
         self.port = int(until(listening)[1])
@@ -123,8 +130,10 @@ def machines(directory: Path, count: int, power_w: float = 200.0, ppm: int = 0) 
         for number in range(1, count + 1):
             machine = Machine(directory / f"node-{number}", number, power_w=power_w * number, ppm=ppm)
             stack.callback(machine.close)
-            machine.start()
+            machine.boot()
             made.append(machine)
+        for machine in made:
+            machine.wait()
         yield made
 
 
