@@ -107,7 +107,7 @@ class Store:
 
     def parts(self, table: Table, day: str) -> dict[str | None, File]:
         """What a table has of a day; under None what version 1 wrote."""
-        return {file.part: file for file in _latest(self._in(table)) if file.day == day}
+        return {file.part: file for file in _latest(self._in(table, day))}
 
     def fetch(self, file: File, target: Path) -> None:
         """Copies a file here."""
@@ -115,9 +115,8 @@ class Store:
 
     def take(self, path: str, target: Path) -> None:
         """Copies any file that lies at this address here."""
-        self._ask(
-            partial(self.system.get_file, path, str(target)), int(self._ask(partial(self.system.info, path))["size"])
-        )
+        size_bytes = int(self._ask(partial(self.system.info, path))["size"])
+        self._ask(partial(self.system.get_file, path, str(target)), size_bytes)
 
     def told(self, file: File) -> Mapping[str, Any]:
         """What a file says of itself."""
