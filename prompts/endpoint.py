@@ -19,7 +19,7 @@ from etameter.records import Source
 
 ARM_HEADER = "X-Etameter-Arm"
 BRAKE_HEADER = "X-Etameter-Brake"
-"""`on` in a request asks for the slack brake, in a response says that it was on."""
+"""`on` or `off` in a request asks for the slack brake, or for none whatever the arm; in a response it says that it was on."""
 RUN_HEADER = "X-Etameter-Run"
 """Says that requests belong to an experiment, so that the same one sent again is no user's retry."""
 UNCONSTRAINED = "unconstrained"
@@ -148,7 +148,7 @@ class Endpoint:
             EngineError: as `chat`, or the server has no brake.
         """
         began_s = time.monotonic()
-        headers = {ARM_HEADER: arm} | ({BRAKE_HEADER: "on"} if braked else {})
+        headers = {ARM_HEADER: arm, BRAKE_HEADER: "on" if braked else "off"}
         chunks: list[Any] = []
         with self._failing(began_s):
             async with self._session.post(

@@ -23,7 +23,7 @@ Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 HEADER: Final = b"x-etameter-brake"
-"""`on` in a request asks for the brake, in a response says that it was on."""
+"""`on` in a request asks for the brake, `off` for none whatever the arm; in a response it says that the brake was on."""
 BRAKED: Final = "etameter.braked"
 """In the scope: why the answer was ended."""
 _LIMIT_BYTES: Final = 256 << 10
@@ -44,9 +44,9 @@ class Braking:
         self._brakes = from_environment()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        asked = any(name == HEADER and value.strip().lower() == b"on" for name, value in scope["headers"])
-        if asked or self._brakes:
-            await _Stream(self, scope, receive, send, asked=asked).run()
+        wish = next((value.strip().lower() for name, value in scope["headers"] if name == HEADER), b"")
+        if wish == b"on" or (self._brakes and wish != b"off"):
+            await _Stream(self, scope, receive, send, asked=wish == b"on").run()
         else:
             await self.app(scope, receive, send)
 

@@ -155,6 +155,8 @@ def test_an_arm_is_braked_with_the_model_of_its_report_and_no_other(
     for arm, model, ended in (("concise", "m", True), ("concise", "other", False), ("seed", "m", False)):
         client = called(Writing(stream(ANSWER + CLOSING)), asked(model=model), [(b"x-etameter-arm", arm.encode())])
         assert (said(client.body()) != ANSWER + CLOSING) is ended, (arm, model)
+    headers = [(b"x-etameter-arm", b"concise"), (HEADER, b"off")]
+    assert said(called(Writing(stream(ANSWER + CLOSING)), asked(), headers).body()) == ANSWER + CLOSING
 
 
 def test_what_is_no_stream_of_events_that_is_known_goes_on_as_it_comes() -> None:
