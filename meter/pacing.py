@@ -3,6 +3,8 @@
 Pure: it learns the time from the edges it is shown. A counter that is published every period T ± jitter needs three or
 four reads a period: a guard an eighth of a period ahead, and one at each border and in the middle of a window around the
 expected edge, until the edge is seen. An edge outside its window widens the next windows, each one inside narrows them.
+
+Where reads are slow (on an H100 in a virtual machine one takes 4 ms of processor time: docs/measurements/h100.md) not every edge is looked for.
 """
 
 import math
@@ -24,6 +26,13 @@ LEAST_WINDOW_NS = 1_000_000
 
 WIDENING, NARROWING = 1.5, 0.99
 """Balance where one edge in 40 is outside of its window. One ahead of it is seen half as exactly as the guard is early."""
+
+READS = 2.5
+"""Slow reads that an edge takes, about."""
+CALLS = 40
+"""How long a read takes is the median of so many."""
+LONGEST_STRIDE = 4
+"""So often at least an edge is looked for, in periods: what is no edge for five is a counter that stands still."""
 
 GUARD = 1 / 8
 OFF = 1 / 4
@@ -111,9 +120,11 @@ def _seen_ns2(edge: Edge) -> float:
 class Pace:
     """Plans the reads of one counter."""
 
-    def __init__(self, dense_ns: int) -> None:
-        """While it is not known when the counter is published, read it every `dense_ns` nanoseconds."""
+    def __init__(self, dense_ns: int, share: float = 1.0) -> None:
+        """While it is not known when the counter is published, read it every `dense_ns` nanoseconds. After that reads may take that share of the time."""
         self._dense_ns = dense_ns
+        self._share = share
+        self._calls_ns: deque[int] = deque(maxlen=CALLS)
         self._edges: deque[Edge] = deque(maxlen=LEARNT_EDGES)
         self._rhythm: Rhythm | None = None
         self._usual_ns = 0.0
@@ -132,6 +143,25 @@ class Pace:
     def locked(self) -> bool:
         """Whether reads are made around expected edges only."""
         return self._sure >= SURE_EDGES and self._rhythm is not None and self._window_ns < OFF * self._rhythm.period_ns
+
+    @property
+    def stride(self) -> int:
+        """How many periods there are from one edge that is looked for to the next."""
+        if self._rhythm is None or len(self._calls_ns) < CALLS:
+            return 1
+        busy = READS * statistics.median(self._calls_ns) / self._rhythm.period_ns
+        return max(1, min(math.ceil(busy / self._share), LONGEST_STRIDE))
+
+    def took(self, call_ns: int) -> None:
+        """A read took so long."""
+        self._calls_ns.append(call_ns)
+
+    def passed_over(self, before_ns: int) -> bool:
+        """Whether a read that begins at `before_ns` finds an edge that nobody looked for: the one ahead of the next that is."""
+        if self._rhythm is None or not self.locked:
+            return False
+        expected_ns = self._rhythm.next_ns
+        return self._last_ns + self._rhythm.period_ns * (1 + OFF) < before_ns < expected_ns - self._window_ns
 
     def forget(self) -> None:
         """Learn anew: reads have failed, and the counter may come back in another rhythm."""
@@ -175,8 +205,9 @@ class Pace:
         return now_ns + int(min(max(window_ns, (now_ns - expected_ns) / 2), self._dense_ns))
 
     def overdue(self, now_ns: int, periods: float) -> bool:
-        """Whether no edge was seen for more than so many periods, where the period is known."""
-        return self.period_ns is not None and now_ns - self._last_ns > periods * self.period_ns
+        """Whether no edge was seen for more than so many periods, where the period is known; some may have been passed over."""
+        passed_over = self.stride - 1
+        return self.period_ns is not None and now_ns - self._last_ns > (periods + passed_over) * self.period_ns
 
     def _learn(self) -> None:
         """Lay a line through the last edges; if all of them are near it, that is the rhythm."""
@@ -218,7 +249,7 @@ class Pace:
         outside = stray_ns - edge.half_width_ns > self._window_ns / 2
         self._window_ns = max(LEAST_WINDOW_NS, self._window_ns * (WIDENING if outside else NARROWING))
         rhythm.see(edge)
-        rhythm.go_on(1)
+        rhythm.go_on(self.stride)
         self._sure = 0 if late_periods else self._sure + 1
 
     @staticmethod

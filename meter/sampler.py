@@ -33,6 +33,10 @@ LONGEST_SLEEP_S = 0.1
 """The thread looks so often whether it is to end."""
 
 
+BUSY = 0.1
+"""Share of the time that reads may take where they are slow, all counters together."""
+
+
 class EdgeFinder:
     """Turns the readings of one counter into edges. Pure: the caller brings the clock readings around each call."""
 
@@ -97,7 +101,12 @@ class Sampler:
 
         With `dense` pacing it stays at that. At most `capacity` edges and failures are held.
         """
-        self._watches = [_Watch(each, EdgeFinder(each.gpu_uuid), Pace(period_ns)) for each in counters]
+        # Integrated power needs every reading: one that is left out is a straight line instead.
+        shares = [1.0 if each.blur_ns else BUSY / len(counters) for each in counters]
+        self._watches = [
+            _Watch(each, EdgeFinder(each.gpu_uuid), Pace(period_ns, share))
+            for each, share in zip(counters, shares, strict=True)
+        ]
         self._changes: deque[Conditions] = deque(maxlen=capacity)
         self._period_ns = period_ns
         self._locks = pacing == "locked"
@@ -200,6 +209,9 @@ class Sampler:
         try:
             energy_mj = watch.counter.read_mj()
             after_ns = time.monotonic_ns()
+            watch.pace.took(after_ns - before_ns)
+            if watch.pace.passed_over(before_ns):
+                watch.finder.forget()
             unread_ns = before_ns - watch.asked_ns - (self._called_ns - watch.called_ns)
             self._see(watch, watch.finder.see(before_ns, energy_mj, after_ns), before_ns, unread_ns)
             self._ask(watch, after_ns)

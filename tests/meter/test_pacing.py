@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 
-from etameter.pacing import LEARNT_EDGES, Pace
+from etameter.pacing import LEARNT_EDGES, LONGEST_STRIDE, Pace
 from etameter.records import Edge
 from etameter.sampler import EdgeFinder
 
@@ -44,23 +44,33 @@ class Played:
         return sorted(edge.half_width_ns / MS for edge in self.edges if edge.t_ns >= from_s * 1e9)
 
 
-def play(published_ns: list[int], until_s: float, wake_up_ns: Callable[[], int] = lambda: 100_000) -> Played:
-    """Read a counter whose value is how often it was published; each read starts `wake_up_ns` late."""
-    played = Played(Pace(DENSE_NS), published_ns)
+def play(
+    published_ns: list[int],
+    until_s: float,
+    wake_up_ns: Callable[[], int] = lambda: 100_000,
+    call_ns: Callable[[], int] = lambda: CALL_NS,
+    share: float = 1.0,
+) -> Played:
+    """Read a counter whose value is how often it was published; each read starts `wake_up_ns` late and takes `call_ns`."""
+    played = Played(Pace(DENSE_NS, share), published_ns)
     finder = EdgeFinder("GPU-0")
     now_ns = value = 0
     while now_ns < until_s * 1e9:
         played.reads_ns.append(now_ns)
-        while value < len(published_ns) and published_ns[value] <= now_ns + CALL_NS // 2:
+        took_ns = call_ns()
+        while value < len(published_ns) and published_ns[value] <= now_ns + took_ns // 2:
             value += 1
-        edge = finder.see(now_ns, value, now_ns + CALL_NS)
+        played.pace.took(took_ns)
+        if played.pace.passed_over(now_ns):
+            finder.forget()
+        edge = finder.see(now_ns, value, now_ns + took_ns)
         if edge is not None:
             played.seen.append(edge)
             played.edges.append(played.pace.place(edge))
             played.pace.see(edge)
             if played.pace.locked and played.locked_at is None:
                 played.locked_at = len(played.edges)
-        now_ns = played.pace.next_ns(now_ns + CALL_NS) + wake_up_ns()
+        now_ns = played.pace.next_ns(now_ns + took_ns) + wake_up_ns()
     return played
 
 
@@ -190,3 +200,36 @@ def test_late_wake_ups_hardly_move_the_edges() -> None:
     assert strays_ms[int(len(strays_ms) * 0.9)] < 4.0
     assert all(before.t_ns < after.t_ns for before, after in pairwise(played.edges))
     assert all(abs(each.t_ns - played.published_ns[each.energy_mj - 1]) <= each.half_width_ns for each in played.edges)
+
+
+def slow_calls() -> Callable[[], int]:
+    """As an H100 in a virtual machine answers: 3 ms, and one in a hundred 14 (docs/measurements/h100.md)."""
+    dice = random.Random(3)
+    return lambda: int(min(max(3.1 * dice.lognormvariate(0, 0.5), 2.3), 16) * MS)
+
+
+@pytest.mark.parametrize(("share", "stride"), [(1.0, 1), (0.1, 1), (0.05, 2), (0.1 / 8, 4)])
+def test_slow_reads_take_no_more_than_their_share(share: float, stride: int) -> None:
+    played = play(regular(100, 120, 0.1), 120, call_ns=slow_calls(), share=share)
+    assert played.pace.stride == stride
+    assert played.reads_per_s(10, 120) < 26 / stride
+    seen = [edge for edge in played.edges if edge.t_ns > 10e9]
+    assert len(seen) == pytest.approx(1100 / stride, rel=0.02)
+    assert statistics.mode(later.energy_mj - edge.energy_mj for edge, later in pairwise(seen)) == stride
+    # What is told of an edge is true, and it is as sharp as one of all.
+    for edge in seen:
+        assert abs(played.published_ns[edge.energy_mj - 1] - edge.t_ns) <= edge.half_width_ns
+    assert statistics.median(edge.half_width_ns for edge in seen) < 15 * MS
+    assert played.scatter_ms(seen, 10) < 0.5
+
+
+def test_reads_that_are_not_slow_look_for_every_edge() -> None:
+    assert play(regular(100, 30), 30, share=0.1 / 8).pace.stride == 1
+
+
+def test_a_counter_that_stops_is_told_however_rarely_it_is_looked_at() -> None:
+    published_ns = regular(100, 30, 0.1)[:200]
+    played = play(published_ns, 30, call_ns=slow_calls(), share=0.1 / 8)
+    assert played.pace.stride == LONGEST_STRIDE
+    assert not played.pace.overdue(published_ns[-1] + 490 * MS, 5)
+    assert played.pace.overdue(published_ns[-1] + 810 * MS, 5)
