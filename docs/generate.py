@@ -13,13 +13,13 @@ from pydantic.fields import FieldInfo
 
 from etameter.arithmetic import INPUTS, WHAT_IF, recompute, report
 from etameter.arithmetic.rows import TITLES, Result, figure, tornado
+from etameter.budget_section import BudgetSection
 from etameter.cli import app
 from etameter.config import (
     CONFIG_FILE,
     ENV_PREFIX,
     PRICES,
     ArmSection,
-    BudgetSection,
     Config,
     EtaSection,
     FootprintSection,
@@ -123,7 +123,11 @@ def config() -> str:
         _table(
             ("variable", "default", "holds"),
             (
-                ("`ETAMETER_RUN`", "`$XDG_RUNTIME_DIR/etameter`, else `/run/etameter`", "`meter.sock`, `meter.lock`, `audit.key`"),
+                (
+                    "`ETAMETER_RUN`",
+                    "`$XDG_RUNTIME_DIR/etameter`, else `/run/etameter`",
+                    "`meter.sock`, `meter.lock`, `audit.key`",
+                ),
                 ("`ETAMETER_STATE`", "`$XDG_STATE_HOME/etameter`, else `~/.local/state/etameter`", "`ledger.db`"),
                 ("`ETAMETER_RING_DIR`", "`/dev/shm`", "`etameter-ENGINE.ring`, `etameter-ENGINE.board`"),
             ),

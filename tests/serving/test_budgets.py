@@ -165,22 +165,26 @@ def test_nothing_is_said_once_the_meter_has_gone(run_dir: Path, budgets: Budgets
         asyncio.run(main(teller))
 
 
-def standing_link(tmp_path: Path) -> MeterLink:
+def standing_link(tmp_path: Path, end_s: int = 4_000_000_000) -> MeterLink:
+    """One that was told of a window that ends then."""
     found = MeterLink(tmp_path / "none.sock", budgets=True)
-    found._take(json.dumps({"type": "budgets", "told": {"trial": [SAID, time.time() + 90.5]}}).encode())
+    found._take(json.dumps({"type": "budgets", "told": {"trial": [SAID, end_s]}}).encode())
     return found
 
 
-def test_what_was_told_too_long_ago_or_of_a_window_that_is_over_is_not_said(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    found = standing_link(tmp_path)
-    assert found.standings(["trial", "unknown"]) == [f"{SAID};resets=90"]
-    now_s, clock_s = time.time(), time.monotonic()
-    monkeypatch.setattr(link.time, "time", lambda: now_s + 91)
+def test_of_a_window_that_is_over_nothing_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = standing_link(tmp_path, 1_000_090)
+    monkeypatch.setattr("time.time", lambda: 1_000_000.5)
+    assert found.standings(["trial", "unknown"]) == [f"{SAID};resets=89"]
+    monkeypatch.setattr("time.time", lambda: 1_000_090.0)
     assert found.standings(["trial"]) == []
-    monkeypatch.undo()
-    monkeypatch.setattr(link.time, "monotonic", lambda: clock_s + link.STANDING_FRESH_S + 1)
+
+
+def test_what_was_told_too_long_ago_is_not_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = standing_link(tmp_path)
+    assert found.standings(["trial"])
+    late_s = time.monotonic() + link.STANDING_FRESH_S
+    monkeypatch.setattr("time.monotonic", lambda: late_s)
     assert found.standings(["trial"]) == []
 
 

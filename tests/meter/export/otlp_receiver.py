@@ -75,6 +75,7 @@ class Receiver:
         """The latest of at least so many pushes."""
         with self._heard:
             assert self._heard.wait_for(lambda: len(self.requests) >= count, timeout_s), "nothing was pushed"
+            pushed: ResourceMetrics
             (pushed,) = self.requests[-1].resource_metrics
             return pushed
 

@@ -16,6 +16,7 @@ import pytest
 pytest.importorskip("opentelemetry.exporter.otlp.proto.http", reason="the extra `otlp` is not installed")
 
 from opentelemetry.proto.metrics.v1.metrics_pb2 import AggregationTemporality
+from opentelemetry.sdk.metrics.export import Sum
 from opentelemetry.sdk.resources import Resource
 
 from etameter import pushing
@@ -31,7 +32,11 @@ from tests.meter.test_daemon import engine, free_port, lit_board, running, serve
 pytestmark = pytest.mark.unit
 
 BOARDS = {GPU: Board("gpu", "NVIDIA H100 80GB HBM3"), "RAPL-package-0": Board("cpu", "a CPU")}
-GPU_SUMS = {(GPU, "measured"): 12.5, ("RAPL-package-0", "measured"): 3.0, ("unheard-of", "simulated"): 1.0}
+GPU_SUMS: dict[tuple[str, ...], float] = {
+    (GPU, "measured"): 12.5,
+    ("RAPL-package-0", "measured"): 3.0,
+    ("unheard-of", "simulated"): 1.0,
+}
 BRIEFLY = {INTERVAL: "50", "OTEL_EXPORTER_OTLP_TIMEOUT": "1"}
 
 
@@ -77,7 +82,9 @@ def told(**attributes: str) -> frozenset[tuple[str, str]]:
 def test_joules_of_devices_are_as_the_semantic_conventions_have_them() -> None:
     data = metrics_data({energy.GPU_ENERGY: GPU_SUMS}, BOARDS, Resource({}), start_unix_ns=5, now_unix_ns=7)
     (metric,) = data.resource_metrics[0].scope_metrics[0].metrics
-    assert (metric.name, metric.unit, metric.data.is_monotonic) == ("hw.energy", "J", True)
+    assert (metric.name, metric.unit) == ("hw.energy", "J")
+    assert isinstance(metric.data, Sum)
+    assert metric.data.is_monotonic
     assert {frozenset((each.attributes or {}).items()): each.value for each in metric.data.data_points} == {
         told(hw__id=GPU, hw__type="gpu", hw__name="NVIDIA H100 80GB HBM3", etameter__source="measured"): 12.5,
         told(hw__id="RAPL-package-0", hw__type="cpu", hw__name="a CPU", etameter__source="measured"): 3.0,
