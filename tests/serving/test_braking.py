@@ -39,7 +39,9 @@ def chunk(text: str | None, finish_reason: str | None = None, **more: Any) -> by
 def stream(text: str, *, usage: bool = False) -> list[bytes]:
     """A word an event, as a server would stream it to its own end."""
     words = text.replace("\n\n", "\n\n\x00").replace(" ", " \x00").split("\x00")
-    told = [{"usage": {"prompt_tokens": 7, "completion_tokens": n}} if usage else {} for n in range(len(words))]
+    told: list[dict[str, Any]] = [
+        {"usage": {"prompt_tokens": 7, "completion_tokens": n}} if usage else {} for n in range(len(words))
+    ]
     return [*(chunk(word, **each) for word, each in zip(words, told, strict=True)), chunk(None, "stop"), DONE]
 
 
