@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from etameter.cli import main
 from etameter.config import ArmSection, Config
 from etameter.errors import ConfigError, EngineError, ExperimentError
 from etameter.footprint import Footprint
@@ -103,10 +104,19 @@ def test_what_was_saved_and_spoiled_is_told_and_too_much_is_not_allowed(run: Pat
         permitted(Config(arms={"unconstrained": ArmSection(brake=path)}))
 
 
-def test_without_a_judge_there_is_no_bound(run: Path) -> None:
+def test_without_a_judge_there_is_no_bound(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = brake.measure(run, None)
     assert (found.judged, found.damage_at_most) == (None, None)
-    assert "no bound on the damage" in brake.text_of(found)
+    for words, told in (
+        ([], "no bound on the damage"),
+        (["--answers-out", "a.jsonl"], "24 answers, in"),
+        (["--json"], "{"),
+    ):
+        paths = [str(tmp_path / word) if word.endswith("jsonl") else word for word in words]
+        with pytest.raises(SystemExit) as left:
+            main(["eta", "brake", str(run), *paths])
+        assert left.value.code == 0
+        assert told in capsys.readouterr().out
 
 
 def test_rows_say_what_was_braked_and_shorter_answers_were_paid(run: Path) -> None:
@@ -120,7 +130,7 @@ def test_rows_say_what_was_braked_and_shorter_answers_were_paid(run: Path) -> No
 
 
 def test_a_server_without_the_brake_is_refused() -> None:
-    async def main() -> None:
+    async def ask() -> None:
         async with running(Upstream(says)) as url, connect(url) as endpoint:
             body = {"model": "small", "messages": [{"role": "user", "content": "What is 1 and 41?"}]}
             whole = await endpoint.chat(body, "seed")
@@ -130,7 +140,7 @@ def test_a_server_without_the_brake_is_refused() -> None:
             with pytest.raises(EngineError, match="has no slack brake"):
                 await endpoint.chat_streamed(body, "seed", braked=True)
 
-    asyncio.run(main())
+    asyncio.run(ask())
 
 
 def test_a_run_of_other_arms_is_refused(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from etameter.cli import main
 from etameter.errors import EtameterError
 from etameter.prompts import minimal, sandbox
 from etameter.prompts.checkers import Code, CodeTest, parse
@@ -133,8 +134,11 @@ def written(folder: Path, *lines: dict[str, Any]) -> Path:
     return path
 
 
-def test_calls_are_told_in_tokens_and_joules(tmp_path: Path) -> None:
+def test_calls_are_told_in_tokens_and_joules(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     [found] = minimal.look(written(tmp_path, CALL))
+    with pytest.raises(SystemExit) as left:
+        main(["eta", "minimal", str(tmp_path / "answers.jsonl"), "--json"])
+    assert (left.value.code, json.loads(capsys.readouterr().out)) == (0, minimal.as_row(found))
     assert (found.kind, found.reason, found.source) == ("call", None, "simulated")
     assert found.eta == pytest.approx((7 + 16) / (7 + 27))
     assert found.beyond_tokens == pytest.approx(11.0)
