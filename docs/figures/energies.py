@@ -77,6 +77,55 @@ def published(made: Drawing, record: dict[str, Any]) -> None:
     )
 
 
+def h100(made: Drawing, record: dict[str, Any]) -> None:
+    told(
+        made,
+        f"MEASURED once on one {record['context']['board']}: vLLM {record['context']['vllm']}, Llama 3.1 8B's shapes with random weights, 512 prompt and 256 output tokens; on the right "
+        f"512 and 128, and 256 and 128. {when(record)}.",
+    )
+    left, right = made.subplots(1, 2, width_ratios=(1.1, 1))
+    stages = record["context"]["stages"]
+    at_once = [each["at_once"] for each in stages]
+    for colour, words, joules in (
+        (SERIES[0], "prompts included", [each["prompt_j"] + each["output_j"] for each in stages]),
+        (SERIES[1], "output", [each["output_j"] for each in stages]),
+    ):
+        token_j = [one / each["output_tokens"] for one, each in zip(joules, stages, strict=True)]
+        left.plot(at_once, token_j, "o-", color=colour, markersize=5, linewidth=1.2, label=words)
+    for x, y in ((0, 1), (-1, -1)):
+        j = stages[x]["output_j"] / stages[x]["output_tokens"]
+        left.annotate(
+            f"{j:.3g}", (at_once[x], j), (8 * y, 4 if y > 0 else -12), textcoords="offset points", fontsize=7.5
+        )
+    left.legend(frameon=False, fontsize=7.5)
+    left.set(xscale="log", yscale="log", xlabel="requests at once", ylabel="J per output token", ylim=(0.03, 4.5))
+    plain_ticks(left, at_once, [0.05, 0.1, 0.2, 0.5, 1, 2])
+    titled(left, "What a token costs falls with company")
+    names = []
+    for row, each in enumerate(record["context"]["verify"]):
+        names.append(f"{each['requests']} requests")
+        for colour, face, offset, key, bar in (
+            (SERIES[0], SERIES[0], 0.12, "alone", each["own_work_alone_error_j"]),
+            (SERIES[1], PAPER, -0.12, "at_once", None),
+        ):
+            joules = each[f"own_work_{key}_j"]
+            right.errorbar(
+                joules, row + offset, xerr=bar, fmt="o", color=colour, markerfacecolor=face, markersize=6, capsize=3
+            )
+            right.annotate(
+                f"{key.replace('_', ' ')}: {joules:.1f} of {each[f'{key}_j']:.0f} J",
+                (joules, row + offset),
+                (0, 7 if offset > 0 else -14),
+                textcoords="offset points",
+                ha="center",
+                fontsize=7.5,
+                color=colour,
+            )
+    right.set(xlabel="J of a request's own work", xlim=(0, 34), ylim=(-0.6, len(names) - 0.4))
+    right.set_yticks(range(len(names)), names)
+    titled(right, "Its own work, alone and in company")
+
+
 def attribution(made: Drawing, record: dict[str, Any]) -> None:
     (load,) = (each for each in record["context"]["loads"] if (each["load"], each["period"]) == (LOAD, "100ms"))
     points = np.array(sorted(record["context"]["points"][LOAD]))
