@@ -143,7 +143,7 @@ def _reread(work: Partition, scoring: Scoring, folder: Path) -> tuple[str, int]:
     store.fetch(file, folder / "texts")
     model = None if scoring.weights is None else fast.parse(scoring.weights)
     with pq.ParquetFile(folder / "texts") as texts:
-        told = (row for batch in texts.iter_batches(BATCH_ROWS // 20) for row in batch.to_pylist())
+        told = (row for batch in texts.iter_batches(BATCH_ROWS // 10) for row in batch.to_pylist())
         rows = _read_all(told, partial(fast.classify, model=model), scoring.scorer)
         return _published(store, made, rows, folder / "own")
 

@@ -27,7 +27,7 @@ import pyarrow as pa
 FORMAT: Final = 2
 """1 had no model in `readings`, and no texts."""
 KEY: Final = b"etameter"
-BATCH_ROWS: Final = 20_000
+BATCH_ROWS: Final = 10_000
 
 Row = tuple[Any, ...]
 _KINDS: Final[Mapping[str, pa.DataType]] = {
