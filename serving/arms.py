@@ -63,9 +63,10 @@ class Arms:
         if self._otherwise == UNLABELLED:
             return UNLABELLED
         asked = request if isinstance(request, dict) else {}
+        prompt = system_prompt(asked)
         return (
-            self._prompts.get(sha256(system_prompt(asked)) or "")
-            or self._keys.get(sha256(api_key(scope["headers"])) or "")
+            self._prompts.get("" if prompt is None else _sha256(prompt))
+            or next((arm for key in key_hashes(scope["headers"]) if (arm := self._keys.get(key))), None)
             or self._models.get(str(asked.get("model")))
             or self._otherwise
         )
@@ -98,15 +99,15 @@ def _is_audit(headers: Iterable[tuple[bytes, bytes]]) -> bool:
     return bool(key) and hmac.compare_digest(borne, key)
 
 
-def api_key(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
-    """Of a request with these headers, without the word `Bearer` before it."""
-    told = next((value for name, value in headers if name in _KEY_HEADERS), None)
-    if told is None:
-        return None
-    scheme, _, key = told.decode("latin-1").strip().partition(" ")
-    return key.strip() if scheme.lower() == "bearer" else scheme
+def key_hashes(headers: Iterable[tuple[bytes, bytes]]) -> list[str]:
+    """SHA-256, as the configuration has it, of each API key that a request with these headers bears, without the word `Bearer` before it.
+
+    Of each, because the server looks at one of them alone: a second one, that nobody knows, hides none.
+    """
+    told = [value.decode("latin-1").strip().partition(" ") for name, value in headers if name in _KEY_HEADERS]
+    keys = (key.strip() if scheme.lower() == "bearer" else scheme for scheme, _, key in told)
+    return [_sha256(key) for key in keys]
 
 
-def sha256(text: str | None) -> str | None:
-    """Of a text, as the configuration has it."""
-    return None if text is None else hashlib.sha256(text.encode(errors="replace")).hexdigest()
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="replace")).hexdigest()

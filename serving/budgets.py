@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable, Mapping, MutableMapping
 from typing import Any, Final, NamedTuple, Self
 
-from etameter.serving.arms import api_key, sha256
+from etameter.serving.arms import key_hashes
 
 BUDGETS: Final = "ETAMETER_BUDGETS"
 """Environment variable: a JSON object of `Members` by the budget's name."""
@@ -38,8 +38,10 @@ class Budgets:
 
     def of(self, scope: MutableMapping[str, Any], arm: str) -> tuple[str, ...]:
         """Names, in the order of the configuration."""
-        key = sha256(api_key(scope["headers"])) if self._has_keys else None
-        return tuple(name for name, each in self._members.items() if arm in each.arms or key in each.api_keys)
+        keys = key_hashes(scope["headers"]) if self._has_keys else ()
+        return tuple(
+            name for name, each in self._members.items() if arm in each.arms or not each.api_keys.isdisjoint(keys)
+        )
 
 
 def environment(members: Mapping[str, tuple[Iterable[str], Iterable[str]]]) -> dict[str, str]:

@@ -53,6 +53,7 @@ def system(content: Any, role: str = "system") -> dict[str, Any]:
         pytest.param([(b"authorization", b"Bearer sk-1234")], system(BRIEF), "brief", id="prompt before key"),
         pytest.param([(b"authorization", b"bearer  sk-1234 ")], asked(), "customer", id="bearer"),
         pytest.param([(b"x-api-key", b"sk-1234")], asked(model="tuned-7b"), "customer", id="key before model"),
+        pytest.param([(b"x-api-key", b"nobody's"), (b"authorization", b"Bearer sk-1234")], asked(), "customer", id="any of its keys"),
         pytest.param([(b"authorization", b"Bearer sk-1234")], None, "customer", id="a body that was not looked into"),
         pytest.param([], asked(model="tuned-7b"), "tuned", id="model"),
         pytest.param([], {"model": "tuned-7b", "input": "x"}, "tuned", id="an embedding"),

@@ -75,6 +75,7 @@ def budgets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Budgets:
         ([(b"authorization", b"Bearer sk-anna")], "concise", ("research", "anna")),
         ([(b"x-api-key", b"sk-bert")], "entrace", ("research", "trial")),
         ([(b"authorization", b"Bearer sk-else")], "unlabelled", ("trial",)),
+        ([(b"x-api-key", b"nobody's"), (b"authorization", b"Bearer sk-anna")], "concise", ("research", "anna")),
         ([], "other", ()),
     ],
 )
