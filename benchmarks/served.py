@@ -34,6 +34,7 @@ from etameter.prompts.stats import t_quantile
 from etameter.serving import cpu_engine, small_model
 
 BLOCKS, QUICK_BLOCKS = 12, 2
+CLIENTS, TOKENS = 8, 32
 READY_S = 400.0
 OPTIONS = ("--dtype", "bfloat16", "--max-model-len", "512", "--enforce-eager", "--served-model-name", "small")
 ENVIRONMENT = {
@@ -76,8 +77,8 @@ def answers(port: int) -> bool:
 class Turn:
     """What one server is asked at a time."""
 
-    clients: int = 8
-    tokens: int = 32
+    clients: int
+    tokens: int
 
     async def tokens_per_s(self, url: str, number: int) -> float:
         """Of all clients' questions at once."""
@@ -134,8 +135,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_BLOCKS} blocks")
     parser.add_argument("--urls", nargs=2, metavar=("METERED", "PLAIN"), help="servers that run already")
-    parser.add_argument("--clients", type=int, default=Turn.clients)
-    parser.add_argument("--tokens", type=int, default=Turn.tokens)
+    parser.add_argument("--clients", type=int, default=CLIENTS)
+    parser.add_argument("--tokens", type=int, default=TOKENS)
     options = parser.parse_args()
     blocks = QUICK_BLOCKS if options.quick else BLOCKS
     turn = Turn(options.clients, options.tokens)

@@ -26,10 +26,10 @@ PATIENCE_S = 90.0
 Seen = TypeVar("Seen")
 
 
-def until(look: Callable[[], Seen], suffices: Callable[[Seen], object] = bool) -> Seen:
-    """What `look` returns once that suffices."""
+def until(look: Callable[[], Seen | None], suffices: Callable[[Seen], object] = bool) -> Seen:
+    """What `look` returns once it is something, and suffices."""
     deadline_s = time.monotonic() + PATIENCE_S
-    while not suffices(seen := look()):
+    while (seen := look()) is None or not suffices(seen):
         assert time.monotonic() < deadline_s, f"not within {PATIENCE_S} s, and at last {seen!r:.2000}"
         time.sleep(0.05)
     return seen

@@ -149,7 +149,7 @@ class Station:
                 self._meters.append(meter)
                 await self._answer(reader, writer)
         except (OSError, ValueError, TimeoutError, asyncio.IncompleteReadError) as error:
-            logger.warning("the meter at %s is gone (%s)", meter.name, error or type(error).__name__)
+            logger.warning("the meter at %s is gone (%s)", meter.name, str(error) or type(error).__name__)
         finally:
             if meter in self._meters:
                 self._meters.remove(meter)

@@ -393,8 +393,7 @@ def test_texts_move_with_their_day(tmp_path: Path) -> None:
     texts.add("ff" * 16, {"reason": "no_text"}, at(8.0))
     query = "SELECT receipt_id, responses[1], model FROM texts ORDER BY ALL"
     for _ in range(2):
-        (moved, *_none) = [*run(ledger.path, store), None]
-        assert moved is None or moved.rows["texts"] == 2
+        assert [moved.rows["texts"] for moved in run(ledger.path, store)] in ([2], [])
         model = request(0).record.model
         assert asked(store, ledger.path, query)[1] == [
             (f"{number:032x}", f"Because of {number}.", model) for number in range(3)

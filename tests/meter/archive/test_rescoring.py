@@ -81,7 +81,7 @@ def test_texts_and_recordings_are_scored_once(tmp_path: Path) -> None:
         assert model == f"model {number // 2 % 2}"
     assert any(categories for *_, categories, _ in found)
     of_demo = {row.number: row.energy.output_j for row in replay(OF_DEMO).rows if row.energy.settled}
-    told = dict(asked(store, None, "SELECT number, output_j FROM reattributions")[1])
+    told: dict[int, float] = dict(asked(store, None, "SELECT number, output_j FROM reattributions")[1])
     assert told == {number: of_demo[number] for number in told}
     assert len(told) > 10
 

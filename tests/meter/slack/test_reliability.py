@@ -74,6 +74,8 @@ def test_of_normal_pairs_the_interval_is_fishers_or_wider() -> None:
     true = [random.gauss(0, 1) for _ in range(103)]
     told = trust([(each + random.gauss(0, 1), each) for each in true])
     assert told.agreement is not None
+    assert told.agreement_low is not None
+    assert told.agreement_high is not None
     z = math.atanh(math.sqrt(told.agreement))
     low, high = (math.tanh(z + sign * 1.959964 / 10) ** 2 for sign in (-1, 1))
     assert told.agreement_low == pytest.approx(low, abs=0.06)
