@@ -24,10 +24,18 @@ ANYBODY: Final = ""
 """In place of a budget: what may have been any of them."""
 NOBODYS: Final = frozenset({"model_residual"})
 
+_EVEN: Final[Mapping[Window, tuple[int, int]]] = {
+    "hour": (3600, 0),
+    "day": (86_400, 0),
+    "week": (7 * 86_400, 4 * 86_400),
+}
+"""Length (s) of windows that all have the same, and when one began (s since 1970): a Monday."""
 LONGEST_S: Final = 31 * 86_400
 """No window is longer."""
 
 Level = Literal["within", "maybe", "exceeded"]
+_Key = tuple[str, Window, int, Source]
+"""Of a sum: its budget, window, when that began (s since 1970), and where the joules come from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +68,7 @@ class Spent:
     common_j: float = 0.0
 
     @property
-    def key(self) -> tuple[str, Window, int, Source]:
+    def key(self) -> _Key:
         return self.budget, self.window, self.start_s, self.source
 
 
@@ -101,7 +109,7 @@ class Budgets:
         """`source` is what the counters can claim; `spent` what an earlier meter wrote down."""
         self._budgets = dict(budgets)
         self._source: Source = source
-        self._spent: dict[tuple[str, Window, int, Source], Spent] = {}
+        self._spent: dict[_Key, Spent] = {}
         self.add(spent)
 
     def __bool__(self) -> bool:
@@ -109,24 +117,25 @@ class Budgets:
 
     def drawn(self, settled: Draws, epoch_s: float) -> list[Spent]:
         """What these intervals add, a row for each budget, window and source. `epoch_s` is when the monotonic clock began (s since 1970)."""
-        found: dict[tuple[str, Window, int, Source], Spent] = {}
+        found: dict[_Key, list[float]] = {}
         windows = {section.window for section in self._budgets.values()}
         for balance, source, draws in settled if windows else ():
             start_s, end_s = (epoch_s + ns * 1e-9 for ns in (balance.start_ns, balance.end_ns))
+            began_s = {window: bounds(window, end_s)[0] for window in windows}
             for draw in draws:
                 for budget in draw.budgets or ():
                     if section := self._budgets.get(budget):
-                        _add(found, _spent(budget, section.window, end_s, source, draw))
+                        key = budget, section.window, began_s[section.window], source
+                        _increase(found, key, draw.energy_j, draw.noise_j2, draw.common_j)
             unknown = [draw.energy_j for draw in draws if draw.budgets is None]
             lost = (j for cause, j in balance.unattributed_j_by_cause.items() if cause not in NOBODYS)
             unknown_j = math.fsum([*unknown, *lost])
             if unknown_j > 0.0:
-                anybody = Draw(None, unknown_j, 0.0, 0.0)
-                for window in windows:
+                for window, last_s in began_s.items():
                     # A gap may be long, and its joules of either end.
-                    for instant_s in {bounds(window, t_s)[0] for t_s in (start_s, end_s)}:
-                        _add(found, _spent(ANYBODY, window, instant_s, source, anybody))
-        return list(found.values())
+                    for each_s in (last_s,) if start_s >= last_s else (bounds(window, start_s)[0], last_s):
+                        _increase(found, (ANYBODY, window, each_s, source), unknown_j, 0.0, 0.0)
+        return [Spent(*key, *sums) for key, sums in found.items()]
 
     def add(self, spent: Iterable[Spent]) -> None:
         """These rows are in the ledger."""
@@ -141,7 +150,7 @@ class Budgets:
     def _standing(self, name: str, section: BudgetSection, now_s: float) -> Standing:
         start_s, end_s = bounds(section.window, now_s)
         here = [each for each in self._spent.values() if each.window == section.window and each.start_s == start_s]
-        own = [each for each in here if each.budget == name]
+        own, anybodys = ([each for each in here if each.budget == of] for of in (name, ANYBODY))
         noise_j2 = math.fsum(each.noise_j2 for each in own)
         common_j = math.fsum(each.common_j for each in own)
         return Standing(
@@ -150,23 +159,18 @@ class Budgets:
             limit_j=section.limit_j,
             used_j=math.fsum(each.energy_j for each in own),
             error_j=NORMAL_95 * math.sqrt(noise_j2 + common_j**2),
-            unknown_j=math.fsum(each.energy_j for each in here if each.budget == ANYBODY),
-            source=weakest(frozenset({self._source, *(each.source for each in own)})),
+            unknown_j=math.fsum(each.energy_j for each in anybodys),
+            source=weakest(frozenset({self._source, *(each.source for each in (*own, *anybodys))})),
         )
 
 
 def bounds(window: Window, t_s: float) -> tuple[int, int]:
     """When the window began that holds `t_s`, and when the next one begins (s since 1970)."""
-    day = datetime.fromtimestamp(t_s, UTC).replace(minute=0, second=0, microsecond=0)
-    if window == "hour":
-        return _seconds(day), _seconds(day + timedelta(hours=1))
-    day = day.replace(hour=0)
-    if window == "day":
-        return _seconds(day), _seconds(day + timedelta(days=1))
-    if window == "week":
-        monday = day - timedelta(days=day.weekday())
-        return _seconds(monday), _seconds(monday + timedelta(days=7))
-    first = day.replace(day=1)
+    if window in _EVEN:
+        length_s, first_s = _EVEN[window]
+        start_s = int((t_s - first_s) // length_s) * length_s + first_s
+        return start_s, start_s + length_s
+    first = datetime.fromtimestamp(t_s, UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
     return _seconds(first), _seconds((first + timedelta(days=31)).replace(day=1))
 
 
@@ -174,11 +178,12 @@ def _seconds(instant: datetime) -> int:
     return int(instant.timestamp())
 
 
-def _spent(budget: str, window: Window, t_s: float, source: Source, draw: Draw) -> Spent:
-    return Spent(budget, window, bounds(window, t_s)[0], source, draw.energy_j, draw.noise_j2, draw.common_j)
+def _increase(sums: dict[_Key, list[float]], key: _Key, *more: float) -> None:
+    was = sums.get(key)
+    sums[key] = list(more) if was is None else [one + other for one, other in zip(was, more, strict=True)]
 
 
-def _add(sums: dict[tuple[str, Window, int, Source], Spent], more: Spent) -> None:
+def _add(sums: dict[_Key, Spent], more: Spent) -> None:
     was = sums.get(more.key)
     sums[more.key] = more if was is None else _sum(was, more)
 

@@ -155,6 +155,14 @@ def test_a_simulated_joule_makes_the_sum_simulated_and_before_any_the_counter_sa
     assert (told["team"].source, told["team"].used_j, told["other"].source) == ("simulated", 2.0, "measured")
 
 
+def test_so_does_a_simulated_joule_that_may_have_been_anybodys() -> None:
+    budgets = Budgets({"team": of()}, "measured")
+    taken(budgets, draw("team"))
+    taken(budgets, source="simulated", stale=1.0)
+    told = budgets.standings(NOON_S)["team"]
+    assert (told.source, told.most_j) == ("simulated", 2.0)
+
+
 def test_a_restarted_meter_goes_on_from_its_ledger(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.db")
     assert ledger.spent(0.0) == []
