@@ -33,7 +33,7 @@ from opentelemetry.sdk.metrics.export import (
     ScopeMetrics,
     Sum,
 )
-from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from etameter.errors import ConfigError
@@ -120,8 +120,8 @@ class Otlp:
         logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)  # what it says of every try is said once here
         self._read = read
         self._boards = dict(boards)
-        own = {"service.name": os.environ.get("OTEL_SERVICE_NAME", SCOPE), "service.version": version(SCOPE)}
-        self._resource = Resource.create({**own, "host.name": platform.node()})
+        own = {"service.name": SCOPE, "service.version": version(SCOPE), "host.name": platform.node()}
+        self._resource = Resource.create(own).merge(OTELResourceDetector().detect())  # whoever runs it knows better
         self._start_unix_ns = time.time_ns()
         try:
             self._interval_s = float(os.environ.get(INTERVAL) or 60_000) / 1000

@@ -2,6 +2,7 @@
 
 import math
 import os
+import platform
 import signal
 import socket
 import subprocess
@@ -129,6 +130,31 @@ def test_a_receiver_reads_sums_that_add_up(briefly: None, pushing_to: Callable[.
         resource = dict(attributes_of(pushed.resource.attributes))
         assert resource["service.name"] == "etameter"
         assert {"service.version", "host.name"} <= resource.keys()
+
+
+@pytest.mark.parametrize(
+    ("variables", "service", "host"),
+    [
+        ({}, "etameter", platform.node()),
+        ({"OTEL_SERVICE_NAME": ""}, "etameter", platform.node()),
+        ({"OTEL_RESOURCE_ATTRIBUTES": "service.name=meters,host.name=rack-7"}, "meters", "rack-7"),
+        ({"OTEL_RESOURCE_ATTRIBUTES": "service.name=meters", "OTEL_SERVICE_NAME": "m7"}, "m7", platform.node()),
+    ],
+)
+def test_a_resource_is_what_its_user_calls_it(
+    briefly: None,
+    monkeypatch: pytest.MonkeyPatch,
+    pushing_to: Callable[..., Otlp],
+    variables: Any,
+    service: str,
+    host: str,
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with Receiver() as receiver:
+        pushing_to(receiver.address)
+        resource = dict(attributes_of(receiver.heard().resource.attributes))
+    assert (resource["service.name"], resource["host.name"]) == (service, host)
 
 
 def test_opentelemetrys_own_variables_hold(
