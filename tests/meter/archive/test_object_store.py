@@ -140,8 +140,7 @@ days.archive(Path(sys.argv[1]), Store(sys.argv[2]), NOW_S, 7, BOOT)
 """
 
 
-@pytest.mark.parametrize("where", ["folder", "s3"])
-@pytest.mark.parametrize("alike", [True, False])
+@pytest.mark.parametrize(("alike", "where"), [(True, "s3"), (False, "folder")])
 def test_two_writers_of_a_part_lose_and_double_nothing(tmp_path: Path, address: str, alike: bool, where: str) -> None:
     """Of two ledgers, or of the same one on two machines: a duplicate upload."""
     place = address.replace("[", "-").replace("]", "") if where == "s3" else str(tmp_path / "archive")
