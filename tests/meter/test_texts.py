@@ -62,5 +62,5 @@ def test_a_disk_that_fails_or_is_slow_loses_texts_and_says_so(
 
 def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(EtameterError, match="can't be stored in .*: make room, or set store_text = false"):
+    with pytest.raises(EtameterError, match=r"can't be stored in .*: make room, or set store_text = false"):
         Texts(tmp_path / "file" / "texts.db")
