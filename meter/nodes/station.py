@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from etameter.counters import Counter, nvml
 from etameter.errors import EtameterError, NodeError
 from etameter.nodes.address import address_of, check_token
-from etameter.nodes.wire import LINE_LIMIT_BYTES, VERSION, RemoteCounter, is_proof, line, object_of, proof
+from etameter.nodes.wire import ASKED_LIMIT_BYTES, VERSION, RemoteCounter, is_proof, line, object_of, proof
 from etameter.records import Conditions
 from etameter.sampler import Sampler
 from etameter.serving.ring import boot_id
@@ -86,7 +86,7 @@ class Station:
     async def serve(self, host: str, port: int, stop: asyncio.Event) -> None:
         """Until `stop` is set. Raises NodeError."""
         try:
-            server = await asyncio.start_server(self._greet, host, port, limit=LINE_LIMIT_BYTES)
+            server = await asyncio.start_server(self._greet, host, port, limit=ASKED_LIMIT_BYTES)
         except OSError as error:
             raise NodeError(
                 f"nobody can be listened to at {host}:{port} ({error.strerror})", "name another with --listen"
@@ -148,7 +148,7 @@ class Station:
                 logger.info("the meter at %s listens", meter.name)
                 self._meters.append(meter)
                 await self._answer(reader, writer)
-        except (OSError, ValueError, TimeoutError, asyncio.IncompleteReadError) as error:
+        except (OSError, ValueError, TimeoutError) as error:
             logger.warning("the meter at %s is gone (%s)", meter.name, str(error) or type(error).__name__)
         finally:
             if meter in self._meters:
@@ -159,7 +159,7 @@ class Station:
         """Whether who has come knows the token. Raises ValueError for nonsense."""
         challenge = secrets.token_hex(16)
         writer.write(line({"etameter": "sampler", "version": VERSION, "challenge": challenge}))
-        told = object_of(await reader.readuntil(b"\n"))
+        told = object_of(await reader.readline())
         challenges = challenge, str(told.get("challenge"))
         if not is_proof(told.get("proof"), self._token, "meter", challenges):
             logger.warning("somebody without the token was refused")

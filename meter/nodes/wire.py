@@ -24,6 +24,8 @@ from etameter.records import SENSED, SENSED_AS, Conditions, Finding, Source
 
 VERSION = 1
 LINE_LIMIT_BYTES = 1 << 20
+ASKED_LIMIT_BYTES = 4096
+"""A meter says no more in a line: who has come may not have shown the token yet."""
 
 Role = Literal["meter", "sampler"]
 
@@ -47,11 +49,16 @@ class RemoteCounter:
 
 def proof(token: str, role: Role, challenges: tuple[str, str]) -> str:
     """What only who knows the token can say, as `role`, of the challenges of the sampler and the meter."""
-    return hmac.new(token.encode(), "|".join([role, *challenges]).encode(), hashlib.sha256).hexdigest()
+    return hmac.new(token.encode(), _bytes("|".join([role, *challenges])), hashlib.sha256).hexdigest()
 
 
 def is_proof(told: object, token: str, role: Role, challenges: tuple[str, str]) -> bool:
-    return isinstance(told, str) and hmac.compare_digest(told.encode(), proof(token, role, challenges).encode())
+    return isinstance(told, str) and hmac.compare_digest(_bytes(told), _bytes(proof(token, role, challenges)))
+
+
+def _bytes(text: str) -> bytes:
+    """Of any text that JSON can hold, halves of characters too."""
+    return text.encode(errors="surrogatepass")
 
 
 def line(message: Mapping[str, Any] | Finding | Conditions) -> bytes:
@@ -62,7 +69,10 @@ def line(message: Mapping[str, Any] | Finding | Conditions) -> bytes:
 
 def message_of(text: bytes) -> Mapping[str, Any] | Finding | Conditions:
     """Raises ValueError for what no `line` is."""
-    told = json.loads(text)
+    try:
+        told = json.loads(text)
+    except RecursionError as error:
+        raise ValueError(f"{text[:80]!r} is too deep for a message") from error
     if isinstance(told, dict):
         return told
     try:

@@ -117,6 +117,12 @@ def test_one_that_describes_no_counters_is_refused(sampler: Sampler) -> None:
         Node(sampler.name, "").open(1)
 
 
+def test_a_proof_that_is_no_text_that_can_be_written_is_another_token(sampler: Sampler) -> None:
+    sampler.hello["challenge"] = "\ud800"
+    with pytest.raises(NodeError, match="has another token than this meter"):
+        Node(sampler.name, "").open(1)
+
+
 @pytest.mark.parametrize("nonsense", [["edge", GPU, "soon", 1, 5], ["edge", GPU], 7])
 def test_nonsense_ends_the_connection_and_another_is_made(sampler: Sampler, nonsense: object) -> None:
     with heard(sampler) as (node, found):

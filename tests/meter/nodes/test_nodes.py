@@ -2,9 +2,10 @@
 
 import json
 import signal
+import socket
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -210,6 +211,11 @@ def test_who_has_another_token_is_refused_on_either_side(tmp_path: Path) -> None
         with pytest.raises(NodeError, match="has another token than this meter: give both the same"):
             Node(f"127.0.0.1:{node.port}", "another-token-of-the-test").open(5)
         assert "somebody without the token was refused" in node.log.read_text()
+        with suppress(ConnectionError), socket.create_connection(("127.0.0.1", node.port), 5) as stranger:
+            stranger.sendall(b"[" * 100_000)
+            stranger.makefile("rb").read()  # until it is hung up on
+        until(lambda: "is gone" in node.log.read_text())
+        assert "Traceback" not in node.log.read_text()
         found = Node(f"127.0.0.1:{node.port}", TOKEN)
         found.open(5)
         assert [each.gpu_uuid for each in found.counters] == [node.uuid]

@@ -37,7 +37,9 @@ def test_findings_come_out_as_they_went_in(found: Finding | Conditions) -> None:
     assert message_of(line(found)) == found
 
 
-@pytest.mark.parametrize("text", [b"", b"{", b"3", b"[]", b'["edge","GPU-0"]', b'["nonsense",1]', b"\xff"])
+@pytest.mark.parametrize(
+    "text", [b"", b"{", b"3", b"[]", b'["edge","GPU-0"]', b'["nonsense",1]', b"\xff", b"[" * 100_000]
+)
 def test_what_is_no_message_is_refused(text: bytes) -> None:
     with pytest.raises(ValueError):  # whatever it says
         message_of(text)
@@ -66,6 +68,7 @@ def test_a_proof_is_of_one_token_one_role_and_both_challenges() -> None:
     assert not is_proof(told, "another", "meter", challenges)
     assert not is_proof(told, "token", "meter", ("theirs", "others"))
     assert not is_proof(None, "token", "meter", challenges)
+    assert not is_proof("\ud800", "token", "meter", ("\ud800", "ours")), "halves of characters are texts in JSON"
 
 
 def test_an_address_is_a_host_and_a_port() -> None:
