@@ -13,7 +13,10 @@ from collections import deque
 from dataclasses import dataclass
 
 DRIFT_PPM = 1_000
-"""CLOCK_MONOTONIC of two machines that are kept on time: each is slewed by at most 500 ppm by the kernel. Exchanges that contradict it end what was known before."""
+"""CLOCK_MONOTONIC of two machines that are kept on time: each is slewed by at most 500 ppm, unless the length of its ticks is changed, as chrony does after a large offset.
+
+Exchanges that contradict it end what was known before.
+"""
 KEPT_EXCHANGES = 64
 
 
