@@ -249,8 +249,8 @@ class Pace:
         outside = stray_ns - edge.half_width_ns > self._window_ns / 2
         self._window_ns = max(LEAST_WINDOW_NS, self._window_ns * (WIDENING if outside else NARROWING))
         rhythm.see(edge)
-        rhythm.go_on(self.stride)
         self._sure = 0 if late_periods else self._sure + 1
+        rhythm.go_on(self.stride if self.locked else 1)  # where reads are dense the next edge is seen, too
 
     @staticmethod
     def _late_periods(rhythm: Rhythm, t_ns: float) -> int:

@@ -223,6 +223,14 @@ def test_slow_reads_take_no_more_than_their_share(share: float, stride: int) -> 
     assert played.scatter_ms(seen, 10) < 0.5
 
 
+@pytest.mark.parametrize(("share", "reads_per_s"), [(0.05, 20), (0.1 / 8, 12)])
+def test_an_edge_that_is_late_where_some_are_passed_over_is_no_other_rhythm(share: float, reads_per_s: float) -> None:
+    published_ns = [t_ns for number, t_ns in enumerate(regular(100, 120, 0.1), 1) if number % 29]
+    played = play(published_ns, 120, call_ns=slow_calls(), share=share)
+    assert played.pace.stride > 1
+    assert played.reads_per_s(10, 120) < reads_per_s
+
+
 def test_reads_that_are_not_slow_look_for_every_edge() -> None:
     assert play(regular(100, 30), 30, share=0.1 / 8).pace.stride == 1
 
