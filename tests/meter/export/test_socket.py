@@ -196,6 +196,26 @@ def test_the_socket_of_a_meter_that_was_killed_is_replaced(tmp_path: Path) -> No
     asyncio.run(main())
 
 
+def test_a_question_whose_client_has_gone_waits_for_nothing(tmp_path: Path) -> None:
+    async def main() -> None:
+        meter, link = Meter(tmp_path / "meter.sock"), MeterLink(tmp_path / "meter.sock")
+        await meter.start()
+        link.start()
+        while (await answer_in(5, link.ask(RECEIPT, None))).reason == "meter_away":  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+        question = link.ask(RECEIPT, None)
+        waiting = asyncio.ensure_future(answer_in(5, question))
+        await asyncio.sleep(0)  # it has begun to wait, and nothing has been asked yet
+        waiting.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await waiting
+        assert question.cancelled()
+        await link.stop()
+        await meter.stop()
+
+    asyncio.run(main())
+
+
 def test_texts_are_told_and_an_answer_waits_for_what_is_nearly_known(tmp_path: Path) -> None:
     async def main() -> None:
         meter, link = Meter(tmp_path / "meter.sock"), MeterLink(tmp_path / "meter.sock")
