@@ -18,7 +18,7 @@ from etameter.backlog import Backlog
 from etameter.classifier import Classifier
 from etameter.export.receipts import is_measured
 from etameter.ledger import Ledger, RequestRow
-from etameter.readings import Checked, Judged
+from etameter.readings import Checked, Found, Judged
 from etameter.records import Source, weakest
 from etameter.slack.labels import LABELS, Label
 from etameter.slack.reading import Reading
@@ -102,7 +102,7 @@ class Audits:
         self._deep: OrderedDict[str, Reading] = OrderedDict()
         self._open: list[_Open] = []
         self._working: set[asyncio.Task[None]] = set()
-        self.backlog: Backlog[Reading | Checked] = Backlog()
+        self.backlog: Backlog[Found] = Backlog()
         """What was found, that the ledger doesn't have yet."""
         judged, checked = ledger.audits(REMEMBERED)
         for old in reversed(judged):

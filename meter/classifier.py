@@ -14,6 +14,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 from etameter.backlog import Backlog
 from etameter.ledger import RequestRow
+from etameter.readings import Found
 from etameter.slack import fast
 from etameter.slack.calls import cut
 from etameter.slack.deep import fuse
@@ -77,7 +78,7 @@ class Classifier:
         """Receipt id → what was found, or why nothing was."""
         self._settled: OrderedDict[str, list[RequestRow]] = OrderedDict()
         """Requests that were settled before they were classified."""
-        self.backlog: Backlog[Reading] = Backlog()
+        self.backlog: Backlog[Found] = Backlog()
         """What was found, that the ledger doesn't have yet."""
 
     def told(self, receipt_id: str, message: Mapping[str, Any]) -> None:

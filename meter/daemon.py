@@ -5,7 +5,6 @@ import contextlib
 import errno
 import logging
 import signal
-import sqlite3
 import sys
 import tempfile
 import time
@@ -57,7 +56,6 @@ from etameter.neighbours import foreign
 from etameter.nodes.node import Node, open_nodes
 from etameter.nodes.samplers import Samplers
 from etameter.pushing import otlp_of
-from etameter.readings import Found
 from etameter.recording import Recorder
 from etameter.records import Source, prefill_receipt_id_of, weakest
 from etameter.sampler import Sampler
@@ -66,16 +64,13 @@ from etameter.slack import fast
 from etameter.slack.labels import WASTES
 from etameter.slack.reading import Reading
 from etameter.texts import Texts, stored_beside
-from etameter.unwritten import Unwritten
+from etameter.writing import Writing
 
 logger = logging.getLogger("etameter")
 
 TICK_S = 0.05
 SLOW_TICKS = 20
 """Health of sampler, ring and fit is looked at once in so many ticks."""
-UNWRITTEN_LIMIT = 10_000
-"""Batches that wait for the ledger. Then nothing more is taken in until some are written: ring and sampler keep what they have room for, and count what they drop."""
-RETRY_S = 1.0
 LATE_BATCHES = 60
 """When more of an engine wait for the ledger, which is some seconds of work, it isn't known how budgets stand."""
 
@@ -224,12 +219,11 @@ class Meter:
         self._display = Display(self._counters, self._samplers, self._engines, (*settings.arms, "unlabelled"))
         self._events = Events(partial(self._snapshot, whole=True), partial(self._snapshot, whole=False))
         self._host = HostMeter(HostCounters(packages=self._kind != "rapl"), time.monotonic_ns())
-        self._unwritten = Unwritten()
         self._budgets = Budgets(settings.budgets, self._source, self._ledger.spent(time.time() - LONGEST_S))
+        found = self._classifier.backlog, self._audits.backlog
+        self._writing = Writing(self._ledger, self._budgets, found, self._claims.backlog, self._count)
         self._otlp = None if recording is not None else otlp_of(settings.otlp.endpoint, self._metrics, self._counters)
         self._caught_up = False
-        self._work = asyncio.Event()
-        self._stopping = False
         self._started_ns = time.monotonic_ns()
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -253,7 +247,7 @@ class Meter:
             self._samplers.start()
             if self._otlp is not None:
                 self._otlp.start()
-            writing = asyncio.create_task(self._keep_writing())
+            writing = asyncio.create_task(self._writing.run())
             tick = 0
             while not stop.is_set():
                 self._advance()
@@ -266,8 +260,7 @@ class Meter:
                     break
             died = not self._samplers.running
             self._samplers.stop()
-            self._stopping = True
-            self._work.set()
+            self._writing.end()
             await writing
             if died:
                 raise EtameterError(
@@ -342,7 +335,7 @@ class Meter:
 
     def _advance(self) -> None:
         """Take in what is new, settle what can be, write it down."""
-        if self._is_held_up:
+        if self._writing.is_full:
             return
         self._read_rings()
         found, changes = self._samplers.drain(), self._samplers.changes()
@@ -354,20 +347,9 @@ class Meter:
             engine.accounts.changed(changes)
             batch = engine.settle()
             if batch is not None:
-                self._unwritten.add(batch)
-                self._work.set()
+                self._writing.add(batch)
                 self._note_residents(engine, batch)
-                if len(self._unwritten) == UNWRITTEN_LIMIT:
-                    logger.warning(
-                        "the ledger %s takes nothing, %d batches wait: no more is metered until it does",
-                        *(self._ledger.path, UNWRITTEN_LIMIT),
-                    )
         self._auditing.tick(sum(engine.accounts.open_requests for engine in self._engines))
-
-    @property
-    def _is_held_up(self) -> bool:
-        """As much waits for the ledger as may."""
-        return len(self._unwritten) >= UNWRITTEN_LIMIT
 
     def _read_rings(self) -> None:
         now_ns = time.monotonic_ns()
@@ -379,7 +361,7 @@ class Meter:
 
     def _catch_up(self) -> None:
         """Read the rings once in a turn of the event loop: what is asked in it was asked before. When a crowd's answers end together that is one look ahead for all."""
-        if not self._caught_up and not self._is_held_up:
+        if not self._caught_up and not self._writing.is_full:
             self._caught_up = True
             asyncio.get_running_loop().call_soon(self._fall_behind)
             self._read_rings()
@@ -392,44 +374,6 @@ class Meter:
         for (balance, _), residents in zip(batch.balances, batch.request_ids, strict=True):
             if balance.gpu_uuid == first:  # all of an engine's GPUs work on the same requests
                 self._host.resided(balance.start_ns, balance.end_ns, residents, batch.resume.engine)
-
-    async def _keep_writing(self) -> None:
-        """Write what is settled, in order; what can't be written waits, and is tried again.
-
-        Raises:
-            EtameterError: it can't be written in the end, either.
-        """
-        while self._unwritten or not self._stopping:
-            if not self._unwritten:
-                self._work.clear()
-                await self._work.wait()
-                continue
-            batches = self._unwritten.together()
-            try:
-                found, wastes = self._classifier.backlog.waiting(), self._claims.backlog.waiting()
-                audited = self._audits.backlog.waiting()
-                settled = [(each.balances, each.requests, each.resume, each.running) for each in batches]
-                now_s = time.time()
-                drawn = self._budgets.drawn([one for each in batches for one in each.drawn], now_s - time.monotonic())
-                known = [*found, *audited]
-                await asyncio.to_thread(self._ledger.settle_together, settled, now_s, known, wastes, drawn)
-            except sqlite3.Error as error:
-                if self._stopping:
-                    raise EtameterError(
-                        f"the ledger {self._ledger.path} can't be written ({error})", "make room on its disk"
-                    ) from error
-                logger.warning("the ledger can't be written, %d batches wait: %s", len(batches), error)
-                await asyncio.sleep(RETRY_S)
-                continue
-            self._classifier.backlog.written(found)
-            self._claims.backlog.written(wastes)
-            self._audits.backlog.written(audited)
-            self._budgets.add(drawn)
-            for batch in batches:
-                self._count(batch)
-            self._unwritten.written(len(batches))
-        last: list[Found] = [*self._classifier.backlog.waiting(), *self._audits.backlog.waiting()]
-        self._ledger.note(last, self._claims.backlog.waiting())
 
     def _count(self, batch: Batch) -> None:
         """Metrics, and what the page shows, move when the ledger has."""
@@ -491,14 +435,14 @@ class Meter:
         self._metrics.socket(dropped=self._socket.dropped)
         self._metrics.listeners(dropped=self._events.dropped)
         self._metrics.backlog(
-            waiting=len(self._unwritten),
+            waiting=len(self._writing),
             dropped=sum(each.backlog.dropped for each in (self._classifier, self._claims, self._audits)),
         )
         self._audits.look()
         if self._otlp is not None:
             self._metrics.exports(self._otlp.outcomes)
         if self._budgets:
-            is_late = len(self._unwritten) > LATE_BATCHES * len(self._engines)  # rather nothing is said than too little
+            is_late = len(self._writing) > LATE_BATCHES * len(self._engines)  # rather nothing is said than too little
             standing = {} if is_late else self._budgets.standings(time.time())
             self._metrics.budgets(standing)
             self._socket.tell({name: standings.told(name, each) for name, each in standing.items()})
@@ -533,7 +477,7 @@ class Meter:
         if not self._budgets:
             budgets = ()
         elif budgets is not None:
-            budgets = tuple(name for name in budgets if name in self._settings.budgets)
+            budgets = tuple(name for name in self._settings.budgets if name in budgets)  # each once
         for engine in self._engines:  # which of them will run it nobody knows yet
             engine.accounts.announce(receipt_id, arm, budgets)
 
@@ -569,7 +513,7 @@ class Meter:
     def _rows(self, receipt_id: str) -> list[RequestRow]:
         """The requests behind a receipt, the latest that is known of each."""
         found = self._receipts.receipt(receipt_id)
-        found += self._unwritten.rows_of(receipt_id)
+        found += self._writing.rows_of(receipt_id)
         for engine in self._engines:
             found += engine.accounts.rows_of(receipt_id)
         return list({(row.engine, row.engine_started_ns, row.number): row for row in found}.values())

@@ -54,7 +54,9 @@ LAYERS: tuple[frozenset[str], ...] = (
     | {"etameter.audit_key", "etameter.auditing", "etameter.audits", "etameter.nodes", "etameter.spent"},
     frozenset({"etameter.accounts", "etameter.books", "etameter.devices", "etameter.joules", "etameter.ranks"}),
     frozenset({"etameter.unwritten"}),
-    frozenset({"etameter.engine", "etameter.recorded_rows", "etameter.recording", "etameter.playback"}),
+    frozenset(
+        {"etameter.engine", "etameter.recorded_rows", "etameter.recording", "etameter.playback", "etameter.writing"}
+    ),
     frozenset({"etameter.bursts"}),
     frozenset({"etameter.findings"}),
     frozenset({"etameter.display", "etameter.pushing"}),

@@ -19,8 +19,8 @@ MOST = 4
 WAITING = "etameter_ledger_waiting_batches"
 HANGING = f"""
 import pathlib, time
-from etameter import daemon, ledger
-daemon.UNWRITTEN_LIMIT = {MOST}
+from etameter import ledger, writing
+writing.UNWRITTEN_LIMIT = {MOST}
 settle = ledger.Ledger.settle_together
 def settle_together(*batches):
     while pathlib.Path("hangs").exists():
