@@ -73,6 +73,8 @@ SLOW_TICKS = 20
 """Health of sampler, ring and fit is looked at once in so many ticks."""
 LATE_BATCHES = 60
 """When more of an engine wait for the ledger, which is some seconds of work, it isn't known how budgets stand."""
+LATE_NS = 10_000_000_000
+"""Nor when what an engine took has been unsettled for so long: its counter doesn't answer, or a step doesn't end."""
 
 
 def run(settings: config.Config, rings: Sequence[Path], boards: Sequence[Path], socket: Path) -> int | None:
@@ -442,8 +444,7 @@ class Meter:
         if self._otlp is not None:
             self._metrics.exports(self._otlp.outcomes)
         if self._budgets:
-            is_late = len(self._writing) > LATE_BATCHES * len(self._engines)  # rather nothing is said than too little
-            standing = {} if is_late else self._budgets.standings(time.time())
+            standing = {} if self._is_late else self._budgets.standings(time.time())  # rather nothing than too little
             self._metrics.budgets(standing)
             self._socket.tell({name: standings.told(name, each) for name, each in standing.items()})
         for engine in self._engines:
@@ -458,6 +459,14 @@ class Meter:
                 self._metrics.ring(
                     engine.header.engine, lost_records=engine.lost_records, torn_records=engine.torn_records
                 )
+
+    @property
+    def _is_late(self) -> bool:
+        """Whether more may have been spent than budgets know."""
+        now_ns = time.monotonic_ns()
+        return len(self._writing) > LATE_BATCHES * len(self._engines) or any(
+            engine.is_behind(now_ns, LATE_NS) for engine in self._engines
+        )
 
     def _tokenizer(self) -> str | None:
         """Of the model that is served, where all engines serve the same."""

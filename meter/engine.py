@@ -225,6 +225,11 @@ class Engine:
             return False
         return self.accounts.settled_until_ns >= self._lost_ns or now_ns - self._lost_ns > patience_ns
 
+    def is_behind(self, now_ns: int, most_ns: int) -> bool:
+        """Whether its engine lives, and what its GPUs took has been unsettled for longer than that."""
+        settled_ns = self.accounts.settled_until_ns
+        return self._reader is not None and self._lost_ns is None and 0 < settled_ns < now_ns - most_ns
+
     def _lose(self, now_ns: int) -> None:
         if self._lost_ns is None:
             self._lost_ns = now_ns

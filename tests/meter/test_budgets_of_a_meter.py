@@ -61,7 +61,7 @@ def test_a_budget_is_drawn_on_told_and_goes_on_after_a_kill(tmp_path: Path) -> N
             until(lambda: json.loads(meter.get("/health")[1])["engine"])
             peer.settimeout(PATIENCE_S)
             peer.connect(str(tmp_path / "run" / "meter.sock"))
-            send(peer, type="open", receipt_id=RECEIPT, arm="entrace", budgets=["team", "unheard of"])
+            send(peer, type="open", receipt_id=RECEIPT, arm="entrace", budgets=["team", "team", "unheard of"])
             serve_one(ring)
             spent_j = until(meter.settled)["energy_joules"]
             assert spent_j > 1.0
@@ -93,6 +93,22 @@ def test_what_nobody_spoke_of_may_be_anybodys_and_without_budgets_nothing_is_sai
             assert used_j(meter.samples(), "team") == 0.0
         with running(tmp_path, board.environment()) as meter:
             assert not [name for name in meter.samples() if "budget" in name]
+
+
+def test_while_a_step_does_not_end_it_is_not_said_how_budgets_stand(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text("from etameter import daemon\ndaemon.LATE_NS = 500_000_000\n")
+    ours = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
+    known = 'etameter_budget_used_joules{budget="team",window="month",source="simulated"}'
+    with lit_board(tmp_path) as board, engine(tmp_path) as ring:
+        environment = {**board.environment(), **CONFIGURED, "PYTHONPATH": ours}
+        with running(tmp_path, environment) as meter:
+            until(lambda: known in meter.samples())
+            serve_one(ring)
+            until(meter.settled)
+            ring.dispatch(100, time.monotonic_ns(), [])
+            until(lambda: known not in meter.samples())
+            ring.done(100, time.monotonic_ns())
+            until(lambda: known in meter.samples())
 
 
 def test_while_the_ledger_takes_nothing_it_is_not_said_how_budgets_stand(tmp_path: Path) -> None:
