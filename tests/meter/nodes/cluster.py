@@ -15,6 +15,7 @@ from pathlib import Path
 
 from etameter.serving.ring import RingWriter
 from tests.meter.test_daemon import Meter, running, until
+from tests.meter.test_faults import metric
 from tests.simnvml.board import Board, Sensor
 
 TOKEN = "a-token-of-the-test"
@@ -139,10 +140,11 @@ def machines(directory: Path, count: int, power_w: float = 200.0, ppm: int = 0) 
 
 @contextmanager
 def metering(directory: Path, board: Board | None, ports: Sequence[int]) -> Iterator[Meter]:
-    """The meter beside the scheduler, which reads its own board, if it has one, and these nodes."""
+    """The meter beside the scheduler, which reads its own board, if it has one, and these nodes; from when it says that it hears them all."""
     named = json.dumps([f"127.0.0.1:{port}" for port in ports])
     own = {} if board is None else board.environment()
     with running(directory, own | {"ETAMETER_METER__NODES": named, "ETAMETER_METER__NODE_TOKEN": TOKEN}) as meter:
+        until(lambda: metric(meter, "etameter_node_up") == len(ports))
         yield meter
 
 

@@ -13,7 +13,7 @@ import pytest
 from etameter.errors import NodeError
 from etameter.nodes.node import Node
 from etameter.nodes.wire import VERSION, proof
-from etameter.records import Conditions, Edge, Finding, ReadFailure
+from etameter.records import Conditions, Edge, Finding, ReadFailure, Reboot
 from tests.meter.test_daemon import until
 
 pytestmark = pytest.mark.unit
@@ -34,6 +34,7 @@ class Sampler:
         self.ahead_ns = 0
         self.hello: dict[str, Any] = {"etameter": "sampler", "version": VERSION, "challenge": "c"}
         self.counters = [counter(GPU), counter(OTHER)]
+        self.boot_id = "boot"
         self.connections = 0
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._meter: socket.socket | None = None
@@ -67,7 +68,7 @@ class Sampler:
         self._meter = meter
         self.say(self.hello)
         challenge = json.loads(lines.readline())["challenge"]
-        told = {"proof": proof("", "sampler", ("c", challenge)), "boot_id": "boot", "counters": self.counters}
+        told = {"proof": proof("", "sampler", ("c", challenge)), "boot_id": self.boot_id, "counters": self.counters}
         self.say(told)
         self.connections += 1
         for line in lines:
@@ -159,6 +160,17 @@ def test_a_gpu_that_its_sampler_reads_no_more_fails_and_the_other_does_not(sampl
         sampler.hang_up()
         until(lambda: failures(found()).count("gpu_absent") >= 2)
         assert set(failures(found(), OTHER)) == {"node_lost"}, "while it was gone"
+
+
+@pytest.mark.parametrize(("boot_id", "rebooted"), [("boot", []), ("another", [GPU, OTHER])])
+def test_another_boot_is_told_before_what_is_read_in_it(sampler: Sampler, boot_id: str, rebooted: list[str]) -> None:
+    with heard(sampler) as (node, found):
+        sampler.boot_id = boot_id
+        sampler.hang_up()
+        until(lambda: sampler.connections == 2 and node.is_heard)
+        sampler.edge(5_000)
+        until(lambda: isinstance(found()[-1], Edge))
+        assert [each.gpu_uuid for each in found() if isinstance(each, Reboot)] == rebooted
 
 
 def test_a_limit_that_has_changed_meanwhile_is_told(sampler: Sampler) -> None:
