@@ -39,7 +39,7 @@ UPDATE_PERIOD = Declaration(
     "gauge",
     "seconds",
     ("gpu_uuid",),
-    "How often the device publishes its counter, as learned. Absent until it is known.",
+    "How often the device publishes its counter, as learned; two to four times that where reads are slow and edges are passed over. Absent until it is known.",
 )
 LAG = Declaration(
     "etameter_gpu_energy_lag_seconds",
