@@ -96,6 +96,8 @@ def _described(counter: Counter, facts: Facts | None) -> dict[str, Any]:
     told: dict[str, Any] = {"board": counter.board_name, "counter": counter.kind, "source": counter.source}
     if counter.kind in _OF_GPUS:
         told["gpu_uuid"] = counter.gpu_uuid
+    if isinstance(counter, SimulatedCounter) and counter.times_energy != 1:
+        told["times_energy"] = counter.times_energy
     if facts is not None:
         told |= {
             "driver": facts.driver,

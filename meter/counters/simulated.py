@@ -20,6 +20,7 @@ import os
 import random
 import signal
 import struct
+import sys
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -41,7 +42,7 @@ PUBLISHING_LAG_NS = 20_000_000
 STEP_NOISE = 0.04
 GAIN_LIMIT = 0.05
 GAIN_VARIABLE = "ETAMETER_SIMULATED_GAIN"
-"""In the environment: so many times the energy, to see whether an alarm goes off."""
+"""In the environment: so many times the energy, to see whether an alarm goes off. The board says so to all who read it."""
 LAUNCH_S = 0.0004
 """Time of a step beside the roofline: launches and sampling."""
 IDLE_FACTOR = 0.02
@@ -191,6 +192,17 @@ def gain_of(profile: str) -> float:
     return 1.0 + random.Random(profile).uniform(-GAIN_LIMIT, GAIN_LIMIT)  # noqa: S311
 
 
+def more_of(told: str) -> float:
+    """How many times the energy is asked for. Raises CounterError."""
+    try:
+        more = float(told)
+    except ValueError:
+        more = math.nan
+    if not 0 < more < math.inf:
+        raise CounterError("no_board", f"{GAIN_VARIABLE} is {told!r}", "set it to a number above zero, such as 1.1")
+    return more
+
+
 def publish(ring_path: Path, board_path: Path, profile: str, engine: str, more: float = 1.0) -> None:
     """Follow the ring and publish the counter, `more` times what the board would tell, until SIGTERM or SIGINT.
 
@@ -207,7 +219,8 @@ def publish(ring_path: Path, board_path: Path, profile: str, engine: str, more: 
     board = SlowMotionBoard(PROFILES[profile], QWEN3_8B, seed, time.monotonic_ns())
     jitter = random.Random(seed)  # noqa: S311
     gain = gain_of(profile) * more
-    words = _create(board_path, {"gpu_uuid": f"GPU-sim-{engine}-0", "profile": profile, "seed": seed})
+    about: dict[str, str | float] = {"gpu_uuid": f"GPU-sim-{engine}-0", "profile": profile, "seed": seed}
+    words = _create(board_path, {**about, "times_energy": more})
     reader: RingReader | None = None
     next_update_ns = began_ns = time.monotonic_ns()
     while not ended:
@@ -240,7 +253,7 @@ def publish(ring_path: Path, board_path: Path, profile: str, engine: str, more: 
     board_path.unlink(missing_ok=True)
 
 
-def _create(path: Path, about: dict[str, str | int]) -> memoryview:
+def _create(path: Path, about: dict[str, str | float]) -> memoryview:
     building = path.with_name(f"{path.name}.{os.getpid()}")
     text = json.dumps(about).encode()
     building.write_bytes(
@@ -287,6 +300,7 @@ class SimulatedCounter:
         about = json.loads(self._map[_JSON_OFFSET + 4 : _JSON_OFFSET + 4 + length])
         self.gpu_uuid: str = about["gpu_uuid"]
         self.board_name: str = about["profile"]
+        self.times_energy: float = about.get("times_energy", 1.0)
         self._words = memoryview(self._map).cast("Q")
 
     def read_mj(self) -> int:
@@ -345,7 +359,13 @@ def main() -> None:
     parser.add_argument("--board", type=Path, required=True)
     parser.add_argument("--engine", default="engine-0")
     options = parser.parse_args()
-    publish(options.ring, options.board, options.profile, options.engine, float(os.environ.get(GAIN_VARIABLE, "1")))
+    try:
+        more = more_of(os.environ.get(GAIN_VARIABLE, "1"))
+    except CounterError as error:
+        parser.error(f"{error.message}: {error.remedy}")
+    if more != 1:
+        sys.stderr.write(f"etameter: the simulated board tells {more:g} times its energy, as {GAIN_VARIABLE} has it\n")
+    publish(options.ring, options.board, options.profile, options.engine, more)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ CPU: Final = "cpu"
 _OF_A_MACHINE: Final[Mapping[str, Callable[[Mapping[str, Any]], object]]] = {
     "host": lambda session: [session["cpu"], session["cores"]],
     "board": lambda session: [closing.lasting(board) for board in session["boards"]],
+    "energy of a simulated board": lambda session: [board.get("times_energy", 1) for board in session["boards"]],
     "source of joules": lambda session: session["source"],
     "model": lambda session: [session["model"], session["server"].get("model_fingerprint")],
 }

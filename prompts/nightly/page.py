@@ -193,6 +193,7 @@ def _conditions(night: Night) -> Html:
         "seed": str(run.seed),
         "counter": run.counter,
         "source": run.source,
+        **_raised(night),
         "energy of the run": None if run.energy_j is None else f"{run.energy_j:.6g} J ({run.source})",
     }
     return table(
@@ -208,3 +209,14 @@ def _boards(night: Night) -> str:
         ", ".join(" ".join(filter(None, (str(board.get("board") or "?"), board.get("gpu_uuid")))) for board in boards)
         or "no board"
     )
+
+
+def _raised(night: Night) -> dict[str, str]:
+    """Where a simulated board was told to take more than its model does, to see whether the alarm goes off."""
+    told = {
+        f"{board['times_energy']:g} times what the model takes"
+        for session in night.run.details.get("sessions", ())
+        for board in session.get("boards", ())
+        if "times_energy" in board
+    }
+    return {"simulated energy": ", ".join(sorted(told))} if told else {}

@@ -45,3 +45,12 @@ def test_boards_live_by_the_machines_clock_and_modelled_ones_by_their_steps(boar
         words[simulated._GPU_US] = 1_500_000
         assert boards.clock_s() == 1.5
     words.release()
+
+
+def test_a_board_that_is_told_to_take_more_says_so(tmp_path: Path) -> None:
+    about = {"gpu_uuid": "GPU-sim", "profile": "h100", "seed": 1, "times_energy": 1.1}
+    simulated._create(tmp_path / "board.board", about).release()
+    with closing(Boards([simulated.SimulatedCounter(tmp_path / "board.board")], tmp_path / "no.ring")) as boards:
+        assert boards.describe() == [
+            {"board": "h100", "counter": "simulated", "source": "simulated", "times_energy": 1.1}
+        ]

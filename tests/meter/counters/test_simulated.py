@@ -17,6 +17,7 @@ from etameter.counters.simulated import (
     SimulatedCounter,
     SlowMotionBoard,
     gain_of,
+    more_of,
     step_cost,
 )
 from etameter.errors import CounterError
@@ -140,6 +141,7 @@ def test_a_board_has_one_gain_for_good_and_more_where_it_is_asked_for(
             counter = SimulatedCounter(tmp_path / f"board-{number}")
             while not counter.power_w:
                 time.sleep(0.01)
+            assert counter.times_energy == float(more or 1), "it is told with the joules"
             told.append(counter.power_w)
             counter.close()
     assert told[0] == told[1]
@@ -224,3 +226,10 @@ def test_a_board_process_publishes_what_a_ring_shows(tmp_path: Path) -> None:
     (tmp_path / "other").write_bytes(b"\0" * 4096)
     with pytest.raises(CounterError, match="is no simulated board"):
         SimulatedCounter(tmp_path / "other")
+
+
+@pytest.mark.parametrize("told", ["", "much", "0", "-1.1", "nan", "inf"])
+def test_a_gain_is_a_number_above_zero(told: str) -> None:
+    assert more_of("1.1") == 1.1
+    with pytest.raises(CounterError, match=f"{GAIN_VARIABLE} is '{told}'"):
+        more_of(told)

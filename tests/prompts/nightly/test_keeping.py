@@ -184,6 +184,7 @@ MACHINE = {
         ({"cpu": "other"}, "another host"),
         ({"source": "simulated"}, "another source of joules"),
         ({"server": {"model_fingerprint": "0b"}}, "another model"),
+        ({"boards": [{**BOARD, "times_energy": 1.1}]}, "another energy of a simulated board"),
     ],
 )
 def test_a_night_does_not_go_on_elsewhere(here: dict[str, object], said: str) -> None:

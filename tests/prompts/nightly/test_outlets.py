@@ -5,6 +5,7 @@ import socket
 import subprocess
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
@@ -116,6 +117,13 @@ def test_the_page_loads_nothing_and_is_marked() -> None:
     assert "SIMULATED: no joule or watt here is a measurement of hardware." in text
     assert "batch-8 j_per_token" in text
     assert text.count("<svg") == 1
+
+
+def test_the_page_says_that_a_simulated_board_was_told_to_take_more() -> None:
+    boards = [{"board": "h100", "counter": "simulated", "times_energy": 1.1}]
+    raised = replace(WORSE, run=replace(WORSE.run, details={"sessions": [{"boards": boards}]}))
+    assert "1.1 times what the model takes" in page(raised, VERDICT, BEFORE, Footprint())
+    assert "times what the model takes" not in page(WORSE, VERDICT, BEFORE, Footprint())
 
 
 class _Receiver(http.server.BaseHTTPRequestHandler):
