@@ -50,12 +50,11 @@ def nights(runs: Path) -> Sequence[Night]:
 
 
 def size(verdict: Verdict) -> float | None:
-    """The change of the headline: the mean of those that are worse, each by its precision."""
+    """The change of the headline: the mean of all its series, each by its precision. Of those alone that are told as worse it would be too large."""
     told = [
         (change.change, (math.log1p(change.high) - math.log1p(change.low)) ** -2)
         for change in verdict.changes
-        if change.headline and change.word == "worse"
-        if change.change is not None and change.low is not None and change.high is not None
+        if change.headline and change.change is not None and change.low is not None and change.high is not None
     ]
     if not told:
         return None
