@@ -35,7 +35,9 @@ def noted(boards: Sequence[PowerLimit], held_mw: int | None, *, clock: bool) -> 
 def _written(board: PowerLimit, held_mw: int | None, *, clock: bool) -> IO[str]:
     folder = _folder()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    file = (folder / f"{board.gpu_uuid}.json").open("w", encoding="utf-8")
+    file = (folder / f"{board.gpu_uuid}.json").open(
+        "x", encoding="utf-8"
+    )  # what is noted already is another's to set back
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     json.dump({"boot_id": boot_id(), "limit_mw": board.limit_mw, "held_mw": held_mw, "clock": clock}, file)
     file.flush()

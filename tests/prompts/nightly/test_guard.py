@@ -156,6 +156,13 @@ def test_what_can_not_be_noted_is_not_changed(board: Board, tmp_path: Path) -> N
     assert limits(board) == FREE
 
 
+def test_what_another_guard_left_noted_is_not_forgotten_for_a_new_one(board: Board) -> None:
+    both_killed(board)
+    with pytest.raises(CounterError, match="can't be noted"), limited([board.uuid(1)], 400.0, None):
+        pass
+    assert limits(board) == FREE, "as they were before the first of them"
+
+
 def test_they_are_set_back_when_the_guard_is_killed(board: Board) -> None:
     with limited([board.uuid(0)], 300.0, 1200):
         os.kill(guard_of(board.uuid(0)), signal.SIGKILL)
