@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -195,6 +195,7 @@ def _told(store: Store, metric: str, series: int = 1) -> Callable[[], bool]:
 
 def _sums_alone(above: Store) -> None:
     """Of all replicas, by which cluster, node and instance they are, and no more than that."""
+    until(_told(above, "etameter:meter_watts:rate5m", REPLICAS))
     until(_told(above, "etameter:meter_output_tokens:rate5m", REPLICAS))
     until(_told(above, "etameter:board_watts:rate5m"))
     sent = {each["metric"]["__name__"] for each in above.asked('count by (__name__) ({__name__!=""})')}
@@ -208,11 +209,21 @@ def _sums_alone(above: Store) -> None:
 
 
 def _dashboard_shows(above: Store) -> None:
+    """Rules are evaluated and sent one after the other, so that panels fill one after the other."""
+    with suppress(TimeoutError):
+        until(lambda: _empty(above) <= SAID_OF_NOTHING)
+    assert _empty(above) <= SAID_OF_NOTHING
+
+
+def _empty(above: Store) -> set[str]:
+    """Panels that have nothing to show."""
     panels = json.loads(files.texts()["etameter-fleet.json"])["panels"]
-    for panel in panels:
-        for target in panel["targets"]:
-            expression = re.sub(r"\$(cluster|model|source)\b", ".*", target["expr"]).replace("$__range:60s", "5m:1s")
-            assert above.asked(expression) or panel["title"] in SAID_OF_NOTHING, panel["title"]
+    return {
+        panel["title"]
+        for panel in panels
+        for target in panel["targets"]
+        if not above.asked(re.sub(r"\$(cluster|model|source)\b", ".*", target["expr"]).replace("$__range:60s", "5m:1s"))
+    }
 
 
 @DEBIANS
