@@ -48,7 +48,7 @@ def test_boards_live_by_the_machines_clock_and_modelled_ones_by_their_steps(boar
 
 
 def test_a_board_that_is_told_to_take_more_says_so(tmp_path: Path) -> None:
-    about = {"gpu_uuid": "GPU-sim", "profile": "h100", "seed": 1, "times_energy": 1.1}
+    about: dict[str, str | float] = {"gpu_uuid": "GPU-sim", "profile": "h100", "seed": 1, "times_energy": 1.1}
     simulated._create(tmp_path / "board.board", about).release()
     with closing(Boards([simulated.SimulatedCounter(tmp_path / "board.board")], tmp_path / "no.ring")) as boards:
         assert boards.describe() == [
