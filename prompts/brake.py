@@ -37,8 +37,9 @@ class Ended:
     answers: int
     ended: int
     spoiled: int
+    prompts: int
     at_most: float
-    """The share that is spoiled, by its upper bound (Clopper and Pearson, 95 %)."""
+    """The share of prompts of which an answer is spoiled, by its upper bound (Clopper and Pearson, 95 %). Of prompts, because answers to the same one are alike."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,13 +148,17 @@ def _judged(outcomes: Sequence[Outcome], file: Path) -> Ended:
     told = [(one, *said[_name(one)]) for one in outcomes if _name(one) in said and one.answer_text]
     if not told:
         raise ExperimentError(f"{file} judges no answer of the run", "judge what --answers-out wrote")
-    ended = spoiled = 0
+    ended, spoiled = 0, []
     for one, line, row in told:
-        end = end_of(one.prompt_text or "", one.answer_text or "")
+        text = one.answer_text or ""
+        end = end_of(one.prompt_text or "", text)
         if end is not None:
             ended += 1
-            spoiled += any(until > end and required != 0.0 for until, required in _spans(row, f"{file}:{line}"))
-    return Ended(len(told), ended, spoiled, most(spoiled, len(told)))
+            after = [required for until, required in _spans(row, f"{file}:{line}") if until > end]
+            if any(required != 0.0 for required in after) or (text[end:].strip() and not after):
+                spoiled.append(one.task)
+    prompts = {one.task for one, _, _ in told}
+    return Ended(len(told), ended, len(spoiled), len(prompts), most(len(set(spoiled)), len(prompts)))
 
 
 def end_of(prompt: str, text: str) -> int | None:
@@ -214,7 +219,7 @@ def text_of(report: Report) -> str:
         )
     if judged is not None:
         lines.append(
-            f"by the judge {judged.spoiled} of {judged.answers} answers spoiled, {judged.ended} ended: at most {judged.at_most:.1%}"
+            f"by the judge {judged.spoiled} of {judged.answers} answers spoiled, {judged.ended} ended: at most {judged.at_most:.1%} of {judged.prompts} prompts"
         )
     damage = report.damage_at_most
     lines.append(

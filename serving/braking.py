@@ -107,12 +107,16 @@ class _Stream:
     async def _give(self, message: Message) -> None:
         if message["type"] == "http.response.start" and self._brake is not None:
             headers = [*message.get("headers", ())]
-            content = next((value for name, value in headers if name.lower() == b"content-type"), b"")
-            self._watches = message["status"] == 200 and content.startswith(b"text/event-stream")
+            said = {name.lower(): value for name, value in headers}
+            is_stream = said.get(b"content-type", b"").startswith(b"text/event-stream")
+            self._watches = message["status"] == 200 and is_stream and b"content-encoding" not in said
             if self._watches:
                 message = {**message, "headers": [*headers, (HEADER, b"on")]}
         elif message["type"] == "http.response.body" and self._watches:
             message = await self._watched(message)
+        elif self._pending:  # it is cut off in the middle of an event
+            pending, self._pending = self._pending, b""
+            await self._send({"type": "http.response.body", "body": pending, "more_body": True})
         await self._send(message)
 
     async def _watched(self, message: Message) -> Message:
@@ -156,7 +160,7 @@ def _is_free(request: Mapping[str, Any]) -> bool:
     form = request.get("response_format")
     return (
         request.get("stream") is True
-        and request.get("n") in {None, 1}
+        and (request.get("n") is None or request["n"] == 1)
         and isinstance(request.get("prompt", ""), str)
         and (form is None or (isinstance(form, dict) and form.get("type") == "text"))
         and not any(request.get(name) for name in _NOT_FREE)

@@ -33,8 +33,8 @@ ROUND_WORDS: Final = 80
 _CUES: Final = ("hope", "wish", "offer")
 """Not `sum_up`: many a conclusion of a real answer held something that was required. Nor `if_you`, which begins conditions, too."""
 _LOOK_EVERY: Final = 8
-_LONGEST_CHARACTERS: Final = 60_000
-"""Of an answer that is shown to the classifier."""
+_SHOWN_CHARACTERS: Final = 40_000
+"""Shown to the classifier in all, of one answer: who has a model write nothing but beginnings of closings would else keep a server busy with them."""
 _KEPT_CHARACTERS: Final = 400
 """Of a sentence: enough for the words at which it is looked at."""
 _WORD: Final = re.compile(r"\S+(?=\s)")
@@ -43,7 +43,7 @@ _MAY_END: Final = re.compile(r"[.!?…][\"'”’»)\]]*\s|\n")
 
 def identity() -> str:
     """Of the detectors. What was measured with others says nothing of these."""
-    told = json.dumps([PEEKS, SURE, ROUNDS, CIRCLE_WORDS, ROUND_WORDS, _CUES])
+    told = json.dumps([PEEKS, SURE, ROUNDS, CIRCLE_WORDS, ROUND_WORDS, _CUES, _SHOWN_CHARACTERS])
     weights = resources.files("etameter.slack").joinpath("fast.json").read_bytes()
     return hashlib.sha256(told.encode() + weights).hexdigest()[:16]
 
@@ -58,6 +58,7 @@ class Brake:
         self._segmenter = Segmenter()
         self._said: list[str] = []
         self._length = 0
+        self._shown = 0
         self._sentence = ""
         self._sentence_words = 0
         self._word = ""  # the beginning of one
@@ -107,11 +108,12 @@ class Brake:
     def _closes(self, piece: str) -> bool:
         words = self._sentence_words
         is_due = words in PEEKS or (words < PEEKS[-1] and _MAY_END.search(piece) is not None)
-        if not is_due or self._length > _LONGEST_CHARACTERS:
+        if not is_due or self._shown + self._length > _SHOWN_CHARACTERS:
             return False
         low = plain(self._sentence)
         if not any(START_PATTERNS[name].match(low) for name in _CUES):
             return False
+        self._shown += self._length
         last = look(self._prompt, "".join(self._said).rstrip())[-1]
         (found,) = label_all([last], self._model)
         return found.kind == "sentence" and found.p_slack is not None and found.p_slack >= SURE

@@ -39,7 +39,7 @@ class Call:
 
 
 def least(arguments: str, schema: Mapping[str, Any]) -> Call | None:
-    """None where the arguments are no JSON object."""
+    """None where the arguments are no JSON object. What is no schema, which nobody has looked at yet, asks for everything."""
     try:
         told = json.loads(arguments)
     except (ValueError, RecursionError):
@@ -99,13 +99,18 @@ def _is_unknown(key: str, _value: object, schema: Mapping[str, Any]) -> bool:
 
 
 def _is_default(key: str, value: object, schema: Mapping[str, Any]) -> bool:
-    of_key = (schema.get("properties") or {}).get(key)
+    of_key, required = _properties(schema).get(key), schema.get("required")
     return (
         isinstance(of_key, Mapping)
         and "default" in of_key
-        and key not in (schema.get("required") or ())
+        and (required is None or (isinstance(required, list) and key not in required))
         and _compact(of_key["default"]) == _compact(value)
     )
+
+
+def _properties(schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    told = schema.get("properties")
+    return told if isinstance(told, Mapping) else {}
 
 
 def _without(value: Any, schema: object, root: Mapping[str, Any], goes: Any, deep: int = 0) -> Any:
@@ -114,7 +119,7 @@ def _without(value: Any, schema: object, root: Mapping[str, Any], goes: Any, dee
     if schema is None or deep > _DEEPEST:
         return value
     if isinstance(value, dict):
-        properties = schema.get("properties") or {}
+        properties = _properties(schema)
         return {
             key: _without(each, properties.get(key), root, goes, deep + 1)
             for key, each in value.items()

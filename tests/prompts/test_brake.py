@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,8 @@ def judge(answers: Path, out: Path) -> Path:
     with answers.open() as lines, out.open("w") as judged:
         for row in map(json.loads, lines):
             at = row["response"].index("It is 42.")
-            spans = [[0, at, "C", 0.0, 1.0]] * (at > 0) + [[at, at + 9, "R", 1.0, 0.0]]
+            end = len(row["response"])
+            spans = [[0, at, "C", 0.0, 1.0]] * (at > 0) + [[at, at + 9, "R", 1.0, 0.0], [at + 9, end, "C", 0.0, 1.0]]
             judged.write(json.dumps({"id": row["id"], "spans": spans}) + "\n")
     return out
 
@@ -93,7 +95,7 @@ def test_what_was_saved_and_spoiled_is_told_and_too_much_is_not_allowed(run: Pat
     found = brake.measure(run, judge(answers, tmp_path / "judged.jsonl"))
     assert (found.arm, found.model, found.conversations) == ("unconstrained", "small", 24)
     assert found.braked == {"closing": 24, "repetition": 0}
-    assert found.judged == brake.Ended(24, 24, 8, brake.most(8, 24))
+    assert found.judged == brake.Ended(24, 24, 8, 24, brake.most(8, 24))
     assert found.accuracy is not None
     assert found.accuracy.difference == pytest.approx(-8 / 24)
     assert found.damage_at_most == pytest.approx(max(-found.accuracy.low, brake.most(8, 24)))
@@ -102,6 +104,18 @@ def test_what_was_saved_and_spoiled_is_told_and_too_much_is_not_allowed(run: Pat
     brake.keep(found, path)
     with pytest.raises(ConfigError, match="bounds the damage at"):
         permitted(Config(arms={"unconstrained": ArmSection(brake=path)}))
+
+
+def test_answers_to_one_prompt_count_once_and_what_was_not_judged_is_spoiled(run: Path, tmp_path: Path) -> None:
+    first = results.taken(run).outcomes[0]
+    text = "It is 42.\n\nI hope this helps! Let me know if you have any other questions about it."
+    same = [replace(first, sample=n, prompt_text="What is 1 and 41?", answer_text=text) for n in range(30)]
+    judged = tmp_path / "judged.jsonl"
+    for spans, spoiled in (([[0, 9, "R", 1.0, 0.0], [11, len(text), "C", 0.0, 1.0]], 0), ([], 30), (None, 30)):
+        judged.write_text("".join(json.dumps({"id": brake._name(one), "spans": spans}) + "\n" for one in same))
+        found = brake._judged(same, judged)
+        assert found == brake.Ended(30, 30, spoiled, 1, brake.most(min(spoiled, 1), 1))
+        assert found.at_most > 0.9, "one prompt shows next to nothing"
 
 
 def test_without_a_judge_there_is_no_bound(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from etameter.serving.arms import Arms
 from etameter.serving.brakes import BRAKES
 from etameter.serving.braking import HEADER, Braking
+from etameter.serving.middleware import CUT
 from tests.serving.fake_meter import ENERGY, FakeMeter
 from tests.serving.scripted import STREAM, Scripted, chunked, fetch, post, running
 from tests.serving.test_middleware import Client, client_of, meter, run_dir, vllm_internals  # noqa: F401  # fixtures
@@ -170,6 +171,54 @@ def test_what_is_no_stream_of_events_that_is_known_goes_on_as_it_comes() -> None
     client = Client(Braking(Writing(endless), Arms((), {})))
     assert asyncio.run(client.call(request=asked(), headers=ON)) == b"".join(endless)
     assert len(client.sent[3]["body"]) > 200_000, "no more is kept than that"
+
+
+def test_what_is_compressed_goes_on_as_it_comes() -> None:
+    class Packed(Writing):
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            async def pack(message: Any) -> None:
+                if message["type"] == "http.response.start":
+                    message["headers"].append((b"content-encoding", b"gzip"))
+                await send(message)
+
+            await super().__call__(scope, receive, pack)
+
+    pieces = [b"\x1f\x8b" * 10] * 6
+    client = Client(Braking(Packed(pieces), Arms((), {})))
+    assert asyncio.run(client.call(request=asked(), headers=ON)) == b"".join(pieces)
+    assert len([message for message in client.sent[1:] if message["body"]]) == len(pieces)
+    assert client.header(HEADER) is None
+
+
+def test_what_is_cut_off_in_an_event_is_the_clients_all_the_same() -> None:
+    async def cut(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
+        await send({"type": "http.response.body", "body": chunk("Paris ") + b"data: {", "more_body": True})
+        await send({"type": CUT})
+
+    sent: list[Any] = []
+
+    async def main() -> None:
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request", "body": json.dumps(asked()).encode(), "more_body": False}
+
+        await Braking(cut, Arms((), {}))({"type": "http", "headers": ON}, receive, send)
+
+    asyncio.run(main())
+    assert b"".join(message["body"] for message in sent[1:-1]) == chunk("Paris ") + b"data: {"
+    assert sent[-1] == {"type": CUT}
+
+
+@pytest.mark.parametrize("n", [[], {}, "1", 1.5])
+def test_a_request_that_makes_no_sense_is_for_the_server_to_refuse(n: object) -> None:
+    assert (
+        Braking(Writing([]), Arms((), {})).brake_for({"headers": ON}, json.dumps(asked(n=n)).encode(), asked=True)
+        is None
+    )
 
 
 @given(cuts=st.lists(st.integers(0, 2000), max_size=12))

@@ -5,6 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from etameter.slack.brake import CIRCLE_WORDS, Brake, Cause, identity
+from etameter.slack.fast import look
+from etameter.slack.features import Seen
 
 pytestmark = pytest.mark.unit
 
@@ -73,6 +75,20 @@ def test_any_text_is_read(pieces: list[str]) -> None:
     brake = Brake(QUESTION)
     causes = [brake.feed(piece) for piece in pieces]
     assert len([cause for cause in causes if cause is not None]) <= 1
+
+
+def test_beginnings_of_closings_without_end_keep_nobody_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[int] = []
+
+    def counted(prompt: str, text: str) -> list[Seen]:
+        shown.append(len(text))
+        return look(prompt, text)
+
+    monkeypatch.setattr("etameter.slack.brake.look", counted)
+    brake = Brake(QUESTION)
+    assert [cause for n in range(2000) if (cause := brake.feed(f"I hope. Number {n} is {n % 7}. "))] == []
+    assert len(shown) > 20
+    assert sum(shown) <= 40_000
 
 
 def test_the_detectors_have_a_name_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,6 +56,24 @@ def test_what_is_beyond_the_least(arguments: str, minimal: str, white_space: int
     assert found.eta == pytest.approx(len(minimal) / len(arguments))
 
 
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"properties": ["a"]},
+        {"properties": "a"},
+        {"properties": {"a": 1}},
+        {"properties": {"a": {"default": {"b": 1}}}, "required": 5},
+        {"properties": {"a": {"properties": [1]}}},
+        {"$ref": "#/x/0", "x": [1]},
+    ],
+)
+def test_what_is_no_schema_asks_for_everything(schema: dict[str, Any]) -> None:
+    """Clients send what they like, and servers read no more of it than they need."""
+    found = least('{"a":{"b":1}}', schema)
+    assert found is not None
+    assert found.minimal == '{"a":{"b":1}}'
+
+
 def test_what_is_required_is_never_beyond_though_it_equals_its_default() -> None:
     schema = {**SCHEMA, "required": ["unit"]}
     found = least('{"unit":"C"}', schema)
