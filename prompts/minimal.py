@@ -70,8 +70,16 @@ def least_code(answer: str, checker: Code | CodeTest, most_checks: int = MOST_CH
     source = source_of(answer, checker.entry)
     if source is None:  # it only goes on with what the task began
         return "no_code_or_call"
-    tree = ast.parse(source)
-    kept, checks = tree, 1
+    try:
+        text, checks, minimal = _reduced(source, checker, most_checks)
+    except RecursionError:  # deeper than `ast.unparse` goes: all of it is kept
+        text, checks, minimal = source, 1, False
+    return Least(text, min(_size(text) / _size(answer), 1.0), checks, minimal)
+
+
+def _reduced(source: str, checker: Code | CodeTest, most_checks: int) -> tuple[str, int, bool]:
+    """As `Least` has it, of correct code, which was checked once."""
+    kept, checks = ast.parse(source), 1
     for strip in (_bare, _plain):
         candidate = strip(ast.parse(source))
         checks += 1
@@ -93,8 +101,7 @@ def least_code(answer: str, checker: Code | CodeTest, most_checks: int = MOST_CH
         found = delete("".join(names), spans, passes, most_checks - checks)
         checks, minimal = checks + found.checks, found.minimal
         kept = _with(kept, set(found.kept)) if found.passes else kept
-    text = ast.unparse(kept)
-    return Least(text, min(_size(text) / _size(answer), 1.0), checks, minimal)
+    return ast.unparse(kept), checks, minimal
 
 
 def _size(text: str) -> int:
@@ -164,8 +171,8 @@ def _look_at(row: Mapping[str, Any], place: str, line: int) -> Found:
             answer: dict[str, Any] = row["answer"]
         case _:
             raise EtameterError(f"{place} is no request with its answer", f"give {FORM}")
-    usage = answer.get("usage") or {}
-    tokens = usage.get("completion_tokens")
+    usage = answer.get("usage")
+    tokens = usage.get("completion_tokens") if isinstance(usage, dict) else None
     try:
         energy = energy_in(answer)
     except ValueError as error:
@@ -190,7 +197,7 @@ def _look_at(row: Mapping[str, Any], place: str, line: int) -> Found:
         id=row.get("id", line),
         kind=kind,
         eta=eta,
-        output_tokens=tokens,
+        output_tokens=tokens if isinstance(tokens, int) else None,
         beyond_tokens=None if beyond is None or not isinstance(tokens, int) else beyond * tokens,
         beyond_j=None
         if beyond is None or energy is None or output_j is None
@@ -221,7 +228,8 @@ def eta_of_calls(tools: object, message: Mapping[str, Any]) -> float | None:
             case {"function": {"name": str(name)}}:
                 schemas[name] = {}
     least_characters = characters = 0
-    for call in message["tool_calls"]:
+    calls = message["tool_calls"]
+    for call in calls if isinstance(calls, list) else (None,):
         match call:
             case {"function": {"name": str(name), "arguments": str(arguments)}} if name in schemas:
                 found = least(arguments, schemas[name])

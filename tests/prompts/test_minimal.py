@@ -180,3 +180,26 @@ def test_what_is_not_known_has_a_reason(tmp_path: Path, line: dict[str, Any], re
 def test_what_is_no_answer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(EtameterError, match=r"answers.jsonl:1 is no request with its answer"):
         minimal.look(written(tmp_path, {"request": {}}))
+
+
+@runs_code
+def test_code_that_is_deeper_than_can_be_written_is_kept_as_it_is() -> None:
+    """A model may write such a thing at any time, in the middle of a run."""
+    source = f"def double(number):\n    waste = {'+'.join(['1'] * 1500)}\n    return number * 2\n"
+    assert least_code(source, checker()) == Least(source, 1.0, 1, minimal=False)
+
+
+@pytest.mark.parametrize("told", [{"usage": [1]}, {"usage": {"completion_tokens": "many"}}])
+def test_a_usage_that_is_none_is_unknown(told: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    path.write_text(json.dumps({**CALL, "answer": {**CALL["answer"], **told}}) + "\n")
+    (found,) = minimal.look(path)
+    assert (found.output_tokens, found.beyond_tokens) == (None, None)
+
+
+@pytest.mark.parametrize("calls", [5, "ab", [1]])
+def test_calls_that_are_none_are_unknown(calls: object, tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    path.write_text(json.dumps({**CALL, "answer": {"choices": [{"message": {"tool_calls": calls}}]}}) + "\n")
+    (found,) = minimal.look(path)
+    assert (found.kind, found.eta, found.reason) == ("call", None, "call_unknown")
