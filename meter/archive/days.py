@@ -145,6 +145,8 @@ def opened(ledger: Path, mode: str = "rw") -> sqlite3.Connection:
     if stored.exists():
         db.execute("ATTACH ? AS stored", (f"{stored.absolute().as_uri()}?mode={mode}",))
         db.execute("PRAGMA stored.synchronous = NORMAL")
+        # Many builds of SQLite would leave in free pages what a text was.
+        db.execute("PRAGMA stored.secure_delete = ON")
     return db
 
 

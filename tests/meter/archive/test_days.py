@@ -403,6 +403,18 @@ def test_texts_move_with_their_day(tmp_path: Path) -> None:
     ledger.close()
 
 
+def test_of_a_text_that_has_moved_nothing_stays_in_the_file(tmp_path: Path) -> None:
+    ledger, store = filled(tmp_path / "ledger.db", [8.0]), Store(str(tmp_path / "archive"))
+    path = stored_beside(ledger.path)
+    texts = Texts(path)
+    texts.add(f"{0:032x}", {"prompts": ["Who am I?"], "responses": ["xyzzy" * 40]}, at(8.0))
+    texts.close()
+    assert b"xyzzy" in path.read_bytes()
+    assert [moved.rows["texts"] for moved in run(ledger.path, store)] == [1]
+    assert b"xyzzy" not in path.read_bytes()
+    ledger.close()
+
+
 def test_other_ledgers_are_refused(tmp_path: Path) -> None:
     store = Store(str(tmp_path / "archive"))
     with pytest.raises(ArchiveError, match="unable to open"):
