@@ -14,6 +14,7 @@ from typing import Any
 import openai
 import pytest
 
+from etameter import audit_key, config
 from etameter.auditing import AUDIT
 from etameter.prompts.auditor import Auditor
 from etameter.prompts.endpoint import connect
@@ -185,8 +186,10 @@ def test_what_an_audit_asks_ends_in_the_engine_when_there_is_other_work(server: 
         until(lambda: any(len(each.decode) > 3 for each in server.log.of(opened["receipt_id"])))
         return opened
 
+    key = audit_key.made(server.run_dir / config.audit_key_path().name)
+
     async def main() -> dict[str, Any]:
-        async with connect(server.url, run=AUDIT) as served:
+        async with connect(server.url, run=AUDIT, audit_key=key) as served:
             auditor = Auditor(served, served)
             asked = asyncio.ensure_future(auditor.ask(served, body))
             opened = await asyncio.to_thread(wait_for_tokens)
