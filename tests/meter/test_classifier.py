@@ -136,11 +136,12 @@ def test_what_is_found_waits_for_the_ledger() -> None:
         classifier.told(RECEIPT, TEXTS)
         await ready(classifier)
         found = classifier.backlog.waiting()
-        assert [each.receipt_id for each in found] == [RECEIPT]
+        assert [isinstance(each, Reading) and each.receipt_id for each in found] == [RECEIPT]
         classifier.told("cd" * 16, TEXTS)
         await ready(classifier, "cd" * 16)
         classifier.backlog.written(found)
-        assert [each.receipt_id for each in classifier.backlog.waiting()] == ["cd" * 16]
+        waiting = classifier.backlog.waiting()
+        assert [isinstance(each, Reading) and each.receipt_id for each in waiting] == ["cd" * 16]
 
     run(work)
 
@@ -323,6 +324,8 @@ def test_what_is_found_is_written_again_with_its_joules() -> None:
         await ready(classifier)
         classifier.settled([replace(row(0), curve=STEEP)])
         before, after = classifier.backlog.waiting()
+        assert isinstance(before, Reading)
+        assert isinstance(after, Reading)
         assert (before.spent, before.parts == ()) == (None, False)
         assert after.spent is not None
         assert after.parts == ()

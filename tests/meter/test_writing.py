@@ -109,9 +109,9 @@ def test_it_is_full_when_as_much_waits_as_may(
     desk: Desk, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(writing, "UNWRITTEN_LIMIT", 2)
-    first, second, *_ = batches()
-    desk.writing.add(first)
-    assert not desk.writing.is_full
-    desk.writing.add(second)
-    assert desk.writing.is_full
+    full = []
+    for batch in batches()[:2]:
+        desk.writing.add(batch)
+        full.append(desk.writing.is_full)
+    assert full == [False, True]
     assert caplog.text.count("no more is metered until it does") == 1

@@ -39,7 +39,7 @@ def double(number: int) -> int:
 
 It multiplies by two. Let me know if you need more!'''
 LEAST = "def double(number):\n    result = number * 2\n    return result"
-CALL = {
+CALL: dict[str, Any] = {
     "request": {
         "tools": [
             {
