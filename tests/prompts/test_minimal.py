@@ -149,9 +149,9 @@ def test_calls_are_told_in_tokens_and_joules(tmp_path: Path, capsys: pytest.Capt
 
 
 def test_words_beside_a_call_are_beyond_it() -> None:
-    message = CALL["answer"]["choices"][0]["message"]  # type: ignore[index]
-    alone = minimal.eta_of_calls(CALL["request"]["tools"], message)  # type: ignore[index]
-    chatty = minimal.eta_of_calls(CALL["request"]["tools"], {**message, "content": "I'll look."})  # type: ignore[index]
+    message = CALL["answer"]["choices"][0]["message"]
+    alone = minimal.eta_of_calls(CALL["request"]["tools"], message)
+    chatty = minimal.eta_of_calls(CALL["request"]["tools"], {**message, "content": "I'll look."})
     assert alone == pytest.approx(23 / 34)
     assert chatty == pytest.approx(23 / 44)
 
