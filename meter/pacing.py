@@ -206,8 +206,10 @@ class Pace:
 
     def overdue(self, now_ns: int, periods: float) -> bool:
         """Whether no edge was seen for more than so many periods, where the period is known; some may have been passed over."""
-        passed_over = self.stride - 1
-        return self.period_ns is not None and now_ns - self._last_ns > (periods + passed_over) * self.period_ns
+        if self.period_ns is None:
+            return False
+        beyond_ns = now_ns - self._last_ns - periods * self.period_ns
+        return beyond_ns > 0 and beyond_ns > (self.stride - 1) * self.period_ns
 
     def _learn(self) -> None:
         """Lay a line through the last edges; if all of them are near it, that is the rhythm."""

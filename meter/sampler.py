@@ -32,7 +32,6 @@ STANDSTILL_PERIODS = 5
 LONGEST_SLEEP_S = 0.1
 """The thread looks so often whether it is to end."""
 
-
 BUSY = 0.1
 """Share of the time that reads may take where they are slow, all counters together."""
 

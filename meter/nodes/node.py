@@ -62,11 +62,10 @@ class Link:
         self._pending = b""
         self.read_ns = 0
         """When the line that was read last had come, at the latest."""
-        try:
+        with ExitStack() as undoing:
+            undoing.callback(self.close)
             self._greet(f"{host}:{port}", token)
-        except BaseException:
-            self.close()
-            raise
+            undoing.pop_all()
 
     def _greet(self, name: str, token: str) -> None:
         hello = self._expect(name)
