@@ -117,15 +117,16 @@ class EnergyMiddleware:
             await self.app(scope, receive, send)
 
     def _check_engine(self, scope: Scope) -> None:
-        """Nixl's push mode finds a request's other half by its engine id less the last 9 characters: ids stay as they are there."""
+        """NIXL's push connector finds a request's other half by its engine id less the last 9 characters: ids stay as they are there. Its pull connector compares whole ones."""
         if self._checked_engine:
             return
         self._checked_engine = True
         vllm_config = getattr(getattr(scope.get("app"), "state", None), "vllm_config", None)
         transfer = getattr(vllm_config, "kv_transfer_config", None)
-        if self.in_band and "nixl" in str(getattr(transfer, "kv_connector", "")).lower():
+        connectors = (getattr(transfer, name, None) for name in ("kv_connector", "kv_connector_extra_config"))
+        if self.in_band and any("nixlpush" in str(each).lower() for each in connectors):  # alone, or one of several
             self.in_band = False
-            logger.warning("etameter: responses carry no energy: a Nixl connector compares the engine's request ids")
+            logger.warning("etameter: responses carry no energy: NIXL's push connector compares the engine's request ids")
 
     async def _answer_receipt(self, path: str, headers: Iterable[tuple[bytes, bytes]], send: Send) -> None:
         match = RECEIPT_PATH.fullmatch(path)

@@ -378,9 +378,25 @@ def test_a_vllm_with_other_internals_is_left_alone(
     assert [record.levelname for record in caplog.records] == ["WARNING"]
 
 
-def test_a_nixl_connector_keeps_its_ids(meter: FakeMeter) -> None:
+@pytest.mark.parametrize(
+    ("connector", "extra", "is_metered"),
+    [
+        ("NixlConnector", {}, True),
+        ("NixlPullConnector", {}, True),
+        ("MooncakeConnector", {}, True),
+        ("NixlPushConnector", {}, False),
+        ("MultiConnector", {"connectors": [{"kv_connector": "NixlPushConnector"}]}, False),
+    ],
+)
+def test_a_connector_that_compares_parts_of_ids_keeps_them(
+    meter: FakeMeter,
+    connector: str,
+    extra: dict[str, Any],
+    is_metered: bool,  # noqa: FBT001  # from the table above
+) -> None:
     made: list[str] = []
-    config = types.SimpleNamespace(kv_transfer_config=types.SimpleNamespace(kv_connector="NixlConnector"))
+    transfer = types.SimpleNamespace(kv_connector=connector, kv_connector_extra_config=extra)
+    config = types.SimpleNamespace(kv_transfer_config=transfer)
     server = types.SimpleNamespace(state=types.SimpleNamespace(vllm_config=config))
     metered = EnergyMiddleware(application(CHAT, during=lambda _: made.append(engine_id("x"))))
 
@@ -389,8 +405,8 @@ def test_a_nixl_connector_keeps_its_ids(meter: FakeMeter) -> None:
 
     client = Client(app)
     asyncio.run(client.call())
-    assert made == ["x-0123abcd"]
-    assert b"engine_ids_unpatched" in client.body()
+    assert (made == ["x-0123abcd"]) is not is_metered
+    assert (b"engine_ids_unpatched" in client.body()) is not is_metered
 
 
 async def _disconnected(scope: Any, receive: Any, send: Any) -> None:
