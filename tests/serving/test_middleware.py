@@ -392,7 +392,7 @@ def test_a_connector_that_compares_parts_of_ids_keeps_them(
     meter: FakeMeter,
     connector: str,
     extra: dict[str, Any],
-    is_metered: bool,  # noqa: FBT001  # from the table above
+    is_metered: bool,
 ) -> None:
     made: list[str] = []
     transfer = types.SimpleNamespace(kv_connector=connector, kv_connector_extra_config=extra)
