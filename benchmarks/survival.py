@@ -32,7 +32,7 @@ from etameter.prompts.endpoint import UNCONSTRAINED, Endpoint, connect
 from etameter.serving import small_model
 from etameter.slack import fast
 from etameter.slack.labels import NAMES
-from etameter.slack.tokenizer import offsets_of, tokenizer_of
+from etameter.slack.tokenizer import tokenizer_of
 from etameter.slack.tokens import by_offsets
 
 QUESTION = "Write a long story about a lighthouse and the sea."
@@ -110,7 +110,12 @@ def answer(held: Dialogue) -> dict[str, Any]:
     (attempt,) = held.attempts
     text, energy = attempt.answer.text, attempt.answer.energy
     spans = fast.classify(wanted.task.turns[-1], text)
-    counted = by_offsets(spans, offsets_of(tokenizer_of(str(small_model.directory())), text))
+    tokenizer = tokenizer_of(str(small_model.directory()))
+    assert tokenizer is not None
+    offsets = tokenizer.offsets(text)
+    assert offsets is not None, "it takes the `tokenizers` library"
+    tokenizer.close()
+    counted = by_offsets(spans, offsets)
     return {
         "task": held.task,
         "arm": held.arm,

@@ -21,7 +21,7 @@ from etameter.slack.deep import fuse
 from etameter.slack.labels import Label
 from etameter.slack.reading import BUSY, FAILED, NO_TEXT, TOO_LONG, Classify, Reading, judged, read
 from etameter.slack.segment import segment
-from etameter.slack.tokenizer import offsets_of, tokenizer_of
+from etameter.slack.tokenizer import Tokenizer, tokenizer_of
 from etameter.slack.tokens import Counted, Spanned, by_length, by_offsets, by_pieces
 
 logger = logging.getLogger("etameter")
@@ -67,7 +67,7 @@ class Classifier:
         self._sink = sink
         self._find = find
         self._tokenizer_named = tokenizer
-        self._tokenizer: tuple[str | None, Future[Any] | None] = None, None
+        self._tokenizer: tuple[str | None, Future[Tokenizer | None] | None] = None, None
         self._classify = classify
         self._thread = ThreadPoolExecutor(1, "etameter-classifier") if on else None
         if self._thread is not None:
@@ -159,7 +159,10 @@ class Classifier:
     def stop(self) -> None:
         """What waits is dropped."""
         if self._thread is not None:
-            self._thread.shutdown(wait=False, cancel_futures=True)
+            for work in self._waiting.values():
+                work.cancel()
+            self._forget_tokenizer(self._thread)
+            self._thread.shutdown(wait=False)
 
     def _done(self, receipt_id: str, size: int, work: asyncio.Future[Reading | None]) -> None:
         del self._waiting[receipt_id]
@@ -186,8 +189,16 @@ class Classifier:
         assert self._thread is not None
         named = self._tokenizer_named()
         if named != self._tokenizer[0]:
+            self._forget_tokenizer(self._thread)
             self._tokenizer = named, None if named is None else self._thread.submit(tokenizer_of, named)
         return Counting(self._tokenizer[1], pieces_of(message.get("pieces"), responses))
+
+    def _forget_tokenizer(self, thread: ThreadPoolExecutor) -> None:
+        """In the thread that asks it, after what was asked before."""
+        reading = self._tokenizer[1]
+        if reading is not None:
+            thread.submit(_close, reading)
+        self._tokenizer = None, None
 
     def _note(self, receipt_id: str, found: Reading | str) -> None:
         _remember(self._found, receipt_id, found, REMEMBERED)
@@ -231,18 +242,25 @@ def deep(
 class Counting:
     """Counts tokens of spans in the classifier's thread: by the tokenizer, else by what the stream brought, else by length."""
 
-    def __init__(self, tokenizer: Future[Any] | None, pieces: Sequence[_Pieces]) -> None:
+    def __init__(self, tokenizer: Future[Tokenizer | None] | None, pieces: Sequence[_Pieces]) -> None:
         self._tokenizer = tokenizer
         self._pieces = pieces
 
     def __call__(self, place: int, response: str, spans: Sequence[Spanned]) -> Counted:
         if self._tokenizer is not None and self._tokenizer.exception() is None:
             tokenizer = self._tokenizer.result()
-            if tokenizer is not None:
-                return by_offsets(spans, offsets_of(tokenizer, response))
+            offsets = None if tokenizer is None else tokenizer.offsets(response)
+            if offsets is not None:
+                return by_offsets(spans, offsets)
         if self._pieces:
             return by_pieces(spans, self._pieces[place])
         return by_length(spans, len(response))
+
+
+def _close(reading: Future[Tokenizer | None]) -> None:
+    tokenizer = reading.result()
+    if tokenizer is not None:
+        tokenizer.close()
 
 
 async def _briefly(work: asyncio.Future[Reading | None]) -> None:

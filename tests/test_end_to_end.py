@@ -27,6 +27,7 @@ from etameter.prompts.arms import Sampling, find
 from etameter.prompts.dialogue import Dialogue, Wanted, hold
 from etameter.prompts.endpoint import connect
 from etameter.prompts.tasks import load_suite
+from etameter.timeline import MISSING_NS
 from tests.forms import FORMS, Told, ask
 from tests.meter.test_daemon import free_port
 from tests.metered import Metered, check_sum, metering, receipt_of, settled, stopped, until, warm_up, written
@@ -118,7 +119,11 @@ def test_the_books_balance(metered: Metered) -> None:
     totals = ledger.totals()
     ledger.close()
     assert abs(totals.residual_j) <= 1e-9 * totals.measured_j
-    assert sum(totals.unattributed_j_by_cause.values()) <= 0.005 * totals.measured_j
+    unattributed_j = dict(totals.unattributed_j_by_cause)
+    if unattributed_j.pop("readings_missing", 0.0):  # on a machine that let the sampler wait for so long
+        sampler = metered.live()["sampler"]
+        assert sampler["worst_lateness_s"] * 1e9 > MISSING_NS, sampler
+    assert sum(unattributed_j.values()) <= 0.005 * totals.measured_j
     assert totals.sources == {"simulated"}
 
 

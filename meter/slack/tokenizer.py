@@ -4,10 +4,14 @@ Only the `tokenizers` library is used, where it is installed; nothing is ever do
 so one larger than `LIMIT_BYTES` is left alone.
 """
 
+import contextlib
+import json
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 LIMIT_BYTES: Final = 12 << 20
 _FILE: Final = "tokenizer.json"
@@ -32,23 +36,67 @@ def file_of(named: str) -> Path | None:
         return None
 
 
-def tokenizer_of(named: str) -> Any | None:
-    """A `tokenizers.Tokenizer`; None where there is no file. Takes a moment: call it in a thread that may wait.
+class Tokenizer:
+    """A tokenizer's file, read by a process of its own.
 
-    Raises:
-        ImportError: the library isn't installed.
-        Exception: it can't read the file; it has no other class for that.
+    Whoever reads one holds the interpreter's lock all the while: tenths of a second, on a busy machine more than one, in which no counter could be read and no figure told.
+    The process ends with its standard input, so that it never outlives the one that asks.
     """
+
+    def __init__(self, file: Path) -> None:
+        command = [sys.executable, "-m", "etameter.slack.tokenizer", str(file)]
+        environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
+        )
+
+    @property
+    def process_id(self) -> int:
+        return self._process.pid
+
+    def offsets(self, text: str) -> list[tuple[int, int]] | None:
+        """Where each token of `text` begins and ends, in characters. Waits for the file to be read.
+
+        None where it can't be told: this is no tokenizer's file, the `tokenizers` library isn't installed, the process has ended, or half a surrogate pair is no text.
+        """
+        asked, told = self._process.stdin, self._process.stdout
+        assert asked is not None
+        assert told is not None
+        try:
+            asked.write(json.dumps(text).encode() + b"\n")
+            asked.flush()
+        except BrokenPipeError:
+            return None
+        line = told.readline()
+        borders: list[int] | None = json.loads(line) if line.endswith(b"\n") else None
+        return None if borders is None else list(zip(borders[::2], borders[1::2], strict=True))
+
+    def close(self) -> None:
+        """End the process; not while another thread asks."""
+        with contextlib.suppress(BrokenPipeError):  # it ended before
+            self._process.communicate()
+
+
+def tokenizer_of(named: str) -> Tokenizer | None:
+    """None where there is no file of a fit size."""
     file = file_of(named)
-    if file is None:
-        return None
-    from tokenizers import Tokenizer
-
-    return Tokenizer.from_file(str(file))
+    return None if file is None else Tokenizer(file)
 
 
-def offsets_of(tokenizer: Any, text: str) -> list[tuple[int, int]]:
-    """Where each token of `text` begins and ends, in characters. Other threads run meanwhile: a batch leaves the interpreter's lock."""
-    (encoded,) = tokenizer.encode_batch([text], add_special_tokens=False)
-    offsets: list[tuple[int, int]] = encoded.offsets
-    return offsets
+def answer(file: str) -> None:
+    """The process: a JSON text a line in, its tokens' borders a line out."""
+    from tokenizers import Tokenizer as Reader  # where it is asked for, and nowhere else
+
+    reader = Reader.from_file(file)
+    for line in sys.stdin.buffer:
+        try:
+            borders = reader.encode(json.loads(line), add_special_tokens=False).offsets
+        except (TypeError, ValueError):
+            borders = None
+        told = None if borders is None else [at for border in borders for at in border]
+        sys.stdout.write(f"{json.dumps(told)}\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    answer(sys.argv[1])

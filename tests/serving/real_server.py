@@ -61,7 +61,7 @@ class RealServer:
         ]
         command += ["--max-num-batched-tokens", str(CHUNK_TOKENS)]
         command += ["--scheduler-cls", "etameter.serving.scheduler.metered_scheduler"]
-        command += ["--middleware", "etameter.serving.middleware.EnergyMiddleware"]
+        command += ["--middleware", "tests.serving.patient.EnergyMiddleware"]
         command += options
         own = {"ETAMETER_RUN": str(self.run_dir), "ETAMETER_RING_DIR": str(self.run_dir), "ETAMETER_CLASSIFY": "1"}
         environment = {**os.environ, **ENVIRONMENT, **own, **environment}
