@@ -62,7 +62,7 @@ class Metered:
         self.usages[receipt_of(answer)] = answer.usage
 
     def get(self, path: str) -> bytes:
-        connection = http.client.HTTPConnection("127.0.0.1", self.meter_port, timeout=5)
+        connection = http.client.HTTPConnection("127.0.0.1", self.meter_port, timeout=PATIENCE_S)
         try:
             connection.request("GET", path)
             return connection.getresponse().read()
@@ -103,7 +103,7 @@ def metering(server: RealServer, directory: Path) -> Iterator[Metered]:
         finally:
             for process in reversed(processes):
                 process.terminate()
-                process.wait(10)
+                process.wait(PATIENCE_S)
 
 
 def _measures(metered: Metered, log: Path) -> bool:

@@ -276,7 +276,7 @@ def test_what_must_fail_says_so_in_one_line(place: Place, prepare: Prepare, line
         file.write_bytes(b"another's")
     with ExitStack() as stack:
         command = place.start(*prepare(place, stack))
-        _, said = command.communicate(timeout=30.0)
+        _, said = command.communicate(timeout=90.0)
     ours = [each for each in said.splitlines() if each.startswith("etameter: ")]
     assert command.returncode == 2, said
     assert re.search(line, said.splitlines()[-1]), said
@@ -296,9 +296,9 @@ def test_an_interrupt_at_any_moment_of_the_start_leaves_nothing(
     command = place.start(*place.serve("--simulate-gpu", "h100"))
     time.sleep(after_s)
     command.send_signal(number)
-    command.communicate(timeout=20.0)
+    command.communicate(timeout=90.0)
     assert command.returncode in {130, -number}  # Python itself was not up yet
-    wait_until(lambda: place.left() == [], 1.0)
+    wait_until(lambda: place.left() == [], 30.0)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
@@ -313,11 +313,11 @@ def test_a_meter_says_how_it_was_ended(place: Place, number: signal.Signals, cod
         meter = place.start("meter", "--simulate-gpu", "h100", "--board", str(board), "--port", str(place.meter_port))
         wait_until(lambda: launch.answers("127.0.0.1", place.meter_port))
         meter.send_signal(number)
-        meter.communicate(timeout=20.0)
+        meter.communicate(timeout=90.0)
         assert meter.returncode == code
     finally:
         publisher.terminate()
-        publisher.wait(10.0)
+        publisher.wait(90.0)
 
 
 def _ask(port: int) -> dict[str, Any]:
@@ -333,7 +333,7 @@ def _ask(port: int) -> dict[str, Any]:
 
 def _running(meter_port: int) -> bool:
     """Whether the meter knows of a request that goes on."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{meter_port}/events", timeout=10.0) as events:
+    with urllib.request.urlopen(f"http://127.0.0.1:{meter_port}/events", timeout=90.0) as events:
         told = next(line for line in events if line.startswith(b"data: "))
     return bool(json.loads(told.removeprefix(b"data: "))["running"])
 
