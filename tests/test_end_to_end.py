@@ -256,7 +256,7 @@ def test_prometheus_sees_the_joules_of_the_ledger(metered: Metered, tmp_path: Pa
         assert _query(address, f"({parts}) / {whole}") == pytest.approx(1.0, abs=1e-9)
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(90)
 
 
 def _query(address: str, expression: str) -> float | None:

@@ -56,7 +56,7 @@ class Meter:
     port: int
 
     def get(self, path: str, accept: str = "*/*", **headers: str) -> tuple[int, str]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
             connection.request("GET", path, headers={"Accept": accept, **headers})
             response = connection.getresponse()

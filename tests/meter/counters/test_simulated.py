@@ -221,7 +221,7 @@ def test_a_board_process_publishes_what_a_ring_shows(tmp_path: Path) -> None:
         counter.close()
     finally:
         process.send_signal(signal.SIGTERM)
-        assert process.wait(5) == 0
+        assert process.wait(60) == 0
     assert not os.path.lexists(board_path)
     (tmp_path / "other").write_bytes(b"\0" * 4096)
     with pytest.raises(CounterError, match="is no simulated board"):

@@ -208,7 +208,7 @@ def test_a_receiver_that_hangs_makes_pushes_skip_and_the_meter_wait_for_nothing(
     with Receiver(hangs=True) as receiver:
         metrics = metered()
         sending = pushing_to(receiver.address, metrics)
-        assert receiver.asked.wait(10)
+        assert receiver.asked.wait(60)
         metrics.settle(_balance(), "simulated")  # no lock is held meanwhile
         assert sending.outcomes == {"taken": 0, "lost": 0, "skipped": 0}
         until(lambda: sending.outcomes["lost"] and sending.outcomes["skipped"] > 2)
@@ -220,7 +220,7 @@ def test_the_end_waits_for_no_receiver_that_hangs(monkeypatch: pytest.MonkeyPatc
     with Receiver(hangs=True) as receiver:
         sending = Otlp(receiver.address, metered().counters(MAPPED).copy, BOARDS)
         sending.start()
-        assert receiver.asked.wait(10)
+        assert receiver.asked.wait(60)
         sending.stop()  # its own patience would be ten seconds
         assert sending._thread.is_alive()
         assert sending.outcomes["taken"] == 0
@@ -278,7 +278,7 @@ def test_a_meter_pushes_what_it_tells_prometheus(tmp_path: Path) -> None:
             spent_j = until(meter.settled)["energy_joules"]
             until(lambda: meter.samples().get('etameter_otlp_exports_total{outcome="taken"}', 0.0) > 0)
             meter.process.send_signal(signal.SIGTERM)
-            assert meter.process.wait(20) == 0
+            assert meter.process.wait(60) == 0
         metrics = metrics_of(receiver.heard())  # the last one, after all was settled
         paid = points_of(metrics["etameter.request.energy"])
         assert math.fsum(paid.values()) == pytest.approx(spent_j)
@@ -296,11 +296,11 @@ def test_a_meter_whose_receiver_hangs_meters_on_and_ends(tmp_path: Path) -> None
     with Receiver(hangs=True) as receiver, lit_board(tmp_path) as board, engine(tmp_path) as ring:
         environment = {**board.environment(), "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.address, INTERVAL: "50"}
         with running(tmp_path, environment) as meter:
-            assert receiver.asked.wait(20)
+            assert receiver.asked.wait(60)
             serve_one(ring)
             until(meter.settled)
             meter.process.send_signal(signal.SIGTERM)
-            assert meter.process.wait(20) == 0
+            assert meter.process.wait(60) == 0
         assert receiver.requests == []
 
 
