@@ -13,7 +13,8 @@ from .answers import FORM, Answer, answers, rows, write
 from .audit_key import of_server
 from .errors import EtameterError
 from .prompts.endpoint import Answer as Reply
-from .prompts.endpoint import Refused, connect
+from .prompts.endpoint import Failed, Fault, connect
+from .prompts.judging import replies_to
 from .slack.deep import Judged, deep_eta, fuse
 from .slack.judge import LONGEST_CHARACTERS, NOT_ASKED, Case, Question, case_of, labels_in
 from .slack.labels import Label
@@ -24,6 +25,10 @@ REPLY = '{"custom_id", "response": {"status_code", "body"}, "error"}'
 ARM = "audit"
 """What the judge's own requests are counted under."""
 AT_ONCE = 4
+Replies = tuple[Reply, ...] | Failed
+"""To one question, the last of which counts; or why there is none."""
+_OF_ONE_QUESTION: frozenset[Fault] = frozenset({"refused", "timeout", "malformed", "http_5xx"})
+"""Faults that leave one question without a reply. What else goes wrong goes wrong with all of them."""
 _PLACES = 4
 
 
@@ -85,39 +90,45 @@ def ask(file: Path, url: str, model: str | None, out: Path) -> str:
     with Progress(console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task("asking the judge", total=len(questions))
         replies = asyncio.run(_asked(questions, url, model, lambda: progress.advance(bar)))
-    results, tally = _judged(file, {identity: reply.text for identity, reply in replies.items() if reply is not None})
+    told = {identity: found[-1].text for identity, found in replies.items() if isinstance(found, tuple)}
+    results, tally = _judged(file, told)
     write(out, results, file)
-    return f"{tally}, {_joules(replies.values())}, in {out}"
+    failures = [found for found in replies.values() if isinstance(found, Failed)]
+    why = f" ({failures[0].message})" if failures else ""
+    return f"{tally}{why}, {_joules(replies.values())}, in {out}"
 
 
 async def _asked(
     questions: Mapping[str, Question], url: str, model: str | None, tell: Callable[[], None]
-) -> dict[str, Reply | None]:
-    """The judge's reply to each question; None where the server refused it."""
+) -> dict[str, Replies]:
+    """The judge's replies to each question, or why it has none. Raises Failed for what would befall the others as well."""
     gate = asyncio.Semaphore(AT_ONCE)
     async with connect(url.rstrip("/").removesuffix("/v1"), run=ARM, audit_key=of_server(url)) as judge:
         name = model or (await judge.models())[0]
 
-        async def one(question: Question) -> Reply | None:
+        async def one(question: Question) -> Replies:
             async with gate:
                 try:
-                    return await judge.chat(question.body(name), ARM)
-                except Refused:
-                    return None
+                    return await replies_to(question, name, lambda body: judge.chat(body, ARM))
+                except Failed as failed:
+                    if failed.fault not in _OF_ONE_QUESTION:
+                        raise
+                    return failed
                 finally:
                     tell()
 
         return dict(zip(questions, await asyncio.gather(*map(one, questions.values())), strict=True))
 
 
-def _joules(replies: Collection[Reply | None]) -> str:
+def _joules(replies: Collection[Replies]) -> str:
     """What the judging took, as far as the judge's server meters itself."""
-    energies = [reply.energy for reply in replies if reply is not None and reply.energy is not None]
-    if not energies:
+    energies = [[reply.energy for reply in found] for found in replies if isinstance(found, tuple)]
+    known = [[energy for energy in of if energy is not None] for of in energies if None not in of]
+    if not known:
         return "energy of the judge unknown"
-    sources = "+".join(sorted({str(energy["source"]) for energy in energies}))
-    known_j = sum(float(energy["energy_joules"]) for energy in energies)
-    return f"{known_j:.1f} J for {len(energies)} of {len(replies)} questions (source={sources})"
+    sources = "+".join(sorted({str(energy["source"]) for of in known for energy in of}))
+    known_j = sum(float(energy["energy_joules"]) for of in known for energy in of)
+    return f"{known_j:.1f} J for {len(known)} of {len(replies)} questions (source={sources})"
 
 
 def _judged(file: Path, told: Mapping[str, str | None]) -> tuple[list[dict[str, object]], Tally]:
@@ -139,7 +150,7 @@ def _judge(answer: Answer, told: Mapping[str, str | None], tally: Tally) -> dict
     tally.answers += 1
     tally.spans += len(asked)
     tally.agreed += sum(judged[number - 1].label is not None for number in asked)
-    tally.judged += any(span.label is not None for span in judged)
+    tally.judged += any(span.p_slack in {0.0, 1.0} for span in judged)
     return _result(answer, case, judged)
 
 

@@ -10,16 +10,16 @@ from etameter.auditing import TASK_ANSWERS
 from etameter.slack.deep import deep_eta, fuse
 from etameter.slack.eta import Eta, fast_eta
 from etameter.slack.fast import classify
-from etameter.slack.judge import Question, case_of, labels_in
-from etameter.slack.labels import Label
+from etameter.slack.judge import case_of
 from etameter.slack.task import percentile
 from etameter.slack.tokens import by_length
 
 from . import arms
 from .arms import Arm, Sampling
 from .checkers import Verdict
-from .endpoint import Answer, Failed
+from .endpoint import Answer
 from .generators import GENERATORS, generate
+from .judging import Judge, Judgement, judge_of
 from .tasks import Task, check
 
 UNLABELLED: Final = "unlabelled"
@@ -29,31 +29,6 @@ _SAMPLING: Final = Sampling(max_tokens=512)
 
 Ask = Callable[[Mapping[str, Any]], Awaitable[Answer]]
 """Of the served model. Raises Failed."""
-Judge = Callable[[Question], Awaitable[Answer]]
-
-
-@dataclass(frozen=True, slots=True)
-class Judgement:
-    """What a judge says of the spans of an answer, in both orders, by their numbers."""
-
-    forwards: Mapping[int, Label]
-    backwards: Mapping[int, Label]
-    answers: tuple[Answer, ...]
-    """The judge's own."""
-
-
-async def judge_of(prompt: str, response: str, ask: Judge) -> Judgement:
-    """Ask what the spans of a response were for. What the judge refuses, or can't label, has no label."""
-    labels: tuple[dict[int, Label], dict[int, Label]] = {}, {}
-    answers: list[Answer] = []
-    for question in case_of(prompt, response).questions:
-        try:
-            answer = await ask(question)
-        except Failed:
-            continue
-        answers.append(answer)
-        labels[question.backwards].update(labels_in(answer.text, question))
-    return Judgement(*labels, tuple(answers))
 
 
 def task_of(seed: int) -> Task:

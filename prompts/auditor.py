@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,6 +26,7 @@ from etameter.slack.judge import Question
 
 from . import audit_task
 from .endpoint import Answer, Endpoint, Failed, connect
+from .judging import judge_of, replies_to
 
 logger = logging.getLogger("etameter")
 
@@ -142,7 +144,7 @@ class Auditor:
             _say(writer, {"job": job["job"], **told})
 
     async def _judged(self, prompt: str, response: str) -> dict[str, object]:
-        judgement = await audit_task.judge_of(prompt, response, self._questioned)
+        judgement = await judge_of(prompt, response, self._questioned)
         told: dict[str, object] = {"labels": [list(judgement.forwards.items()), list(judgement.backwards.items())]}
         answers = judgement.answers
         if self._judge is self._served:
@@ -169,8 +171,8 @@ class Auditor:
     async def _asked(self, body: Mapping[str, Any]) -> Answer:
         return await self.ask(self._served, body)
 
-    async def _questioned(self, question: Question) -> Answer:
-        return await self.ask(self._judge, question.body(await self._name(self._judge)))
+    async def _questioned(self, question: Question) -> tuple[Answer, ...]:
+        return await replies_to(question, await self._name(self._judge), partial(self.ask, self._judge))
 
     async def ask(self, endpoint: Endpoint, body: Mapping[str, Any]) -> Answer:
         """As soon as that may be, and anew whenever it had to be given up. Raises Failed."""

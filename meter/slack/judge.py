@@ -126,13 +126,19 @@ def case_of(prompt: str, response: str) -> Case:
 def labels_in(reply: str, question: Question) -> dict[int, Label]:
     """The labels that a reply gives, by number of the span. A span that it names twice and differently, or not at all, is not in it.
 
-    Small models wrap, rename and cut off what they were asked for, so any JSON that pairs numbers with labels is read.
+    Models wrap, rename and cut off what they were asked for, so any JSON that pairs numbers with labels is read, and of one that was cut off what is whole in it.
+    What a model says while it thinks is no label.
     """
     found: dict[int, set[Label]] = {}
-    for number, label in _pairs(reply):
+    for number, label in _pairs(_said(reply)):
         if number in question.spans:
             found.setdefault(number, set()).add(label)
     return {number: labels.pop() for number, labels in found.items() if len(labels) == 1}
+
+
+def thinks(reply: str) -> bool:
+    """Whether a reply begins with thinking, and doesn't come to its end."""
+    return _THINKS.match(reply) is not None and _THOUGHT.search(reply) is None
 
 
 def _task(part: Sequence[int], *, backwards: bool, whole: bool) -> str:
@@ -195,27 +201,47 @@ def _schema() -> dict[str, Any]:
     }
 
 
-_BY_NAME: Final[dict[str, Label]] = {NAMES[label]: label for label in get_args(Label)}
+_THINKS: Final = re.compile(r"\s*(?:<think(?:ing)?>|<reasoning>|\[THINK\]|<\|channel\|>analysis)", re.IGNORECASE)
+_THOUGHT: Final = re.compile(r"</think(?:ing)?>|</reasoning>|\[/THINK\]|<\|channel\|>final<\|message\|>", re.IGNORECASE)
+"""The beginning may stand in the prompt, where the template has put it."""
+_BY_NAME: Final[dict[str, Label]] = {name: label for label in get_args(Label) for name in (label.lower(), NAMES[label])}
 _PAIR: Final = re.compile(
-    r"""["']?(?:n|span|number|id)["']?\s*:\s*["']?(\d+)["']?[^{}]{0,200}?["']?label["']?\s*:\s*["']?([A-Za-z]+)"""
+    r"""["']?(?:n|span|number|id)["']?\s*:\s*["']?(\d{1,8})["']?(?!\d)[^{}]{0,200}?["']?label["']?\s*:\s*["']?([A-Za-z]+)[^A-Za-z]""",
+    re.ASCII | re.IGNORECASE,
 )
-_LINE: Final = re.compile(r"^[^\w\n]{0,9}(\d+)[^\w\n]{1,9}([A-Za-z]+)[^\w\n]{0,9}$", re.MULTILINE)
+"""A label at the very end may be the beginning of another."""
+_LINE: Final = re.compile(
+    r"^[^\w\n]{0,9}(?:span )?(\d{1,8})[^\w\n]{1,9}([A-Za-z][A-Za-z :()*–-]{0,40})[^\w\n]{0,9}$",
+    re.ASCII | re.IGNORECASE | re.MULTILINE,
+)
+_NUMBER: Final = re.compile(r"(?:span|number|n)?[\W_]*(\d{1,8})\W*", re.ASCII | re.IGNORECASE)
+_WORD: Final = re.compile(r"[^\W\d_]+")
 _OPENING: Final = re.compile(r"[{\[]")
 _FALSE_STARTS: Final = 50
+_DEEPEST: Final = 8
+
+
+def _said(reply: str) -> str:
+    """Without thinking: of a reply that was cut off in the middle of it nothing is left."""
+    if thinks(reply):
+        return ""
+    ends = [found.end() for found in _THOUGHT.finditer(reply)]
+    return reply[ends[-1] :] if ends else reply
 
 
 def _pairs(reply: str) -> Iterator[tuple[int, Label]]:
     told = [pair for value in _values(reply) for pair in _paired(value)]
     if not told:
-        told = _PAIR.findall(reply) or _LINE.findall(reply)  # cut off in the middle, or no JSON at all
-    for number, word in told:
-        if (label := _label(word)) is not None:
-            yield int(number), label
+        told = _PAIR.findall(reply) or _LINE.findall(reply)  # no JSON
+    for number, said in told:
+        if (place := _number(number)) is not None and (label := _label(said)) is not None:
+            yield place, label
 
 
-def _label(word: str) -> Label | None:
-    letter = word.strip().upper()
-    return next((label for label in LABELS if label == letter), _BY_NAME.get(word.strip().lower()))
+def _label(said: str) -> Label | None:
+    """Of a letter, a name, or both: `R`, `required`, `R (required)`. Other words are none, nor is what names two."""
+    labels = {_BY_NAME.get(word.lower()) for word in _WORD.findall(said)}
+    return labels.pop() if len(labels) == 1 else None
 
 
 def _values(reply: str) -> Iterator[object]:
@@ -232,25 +258,36 @@ def _values(reply: str) -> Iterator[object]:
         yield value
 
 
-def _paired(value: object) -> Iterator[tuple[str, str]]:
+def _paired(value: object, deep: int = 0) -> Iterator[tuple[object, str]]:
+    """What is called a label in a JSON value, with what it calls the span's number."""
+    if deep > _DEEPEST:
+        return
+    if isinstance(value, dict):
+        value = {key.lower(): each for key, each in value.items()}
     match value:
         case {"spans": inner} | {"labels": inner}:
-            yield from _paired(inner)
+            yield from _paired(inner, deep + 1)
         case {"label": str(label), **rest}:
-            number = next((rest[key] for key in ("n", "span", "number", "id") if key in rest), None)
-            if _is_number(number):
-                yield str(number), label
+            yield next((rest[key] for key in ("n", "span", "number", "id") if key in rest), None), label
+        case [int() | str() as number, str(label)] if _number(number) is not None:
+            yield number, label
         case dict():
-            yield from ((key, label) for key, label in value.items() if _is_number(key) and isinstance(label, str))
-        case [number, str(label)] if _is_number(number):
-            yield str(number), label
+            yield from ((key, each) for key, each in value.items() if isinstance(each, str))
+            for key, each in value.items():
+                named = {"n": key, **each} if isinstance(each, dict) and _number(key) is not None else each
+                yield from _paired(named, deep + 1)
         case list():
             for each in value:
-                if isinstance(each, (dict, list)):
-                    yield from _paired(each)
+                yield from _paired(each, deep + 1)
 
 
-def _is_number(value: object) -> bool:
-    return (isinstance(value, int) and not isinstance(value, bool)) or (
-        isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 9
-    )
+def _number(told: object) -> int | None:
+    match told:
+        case bool():
+            return None
+        case int() | float() if told == told // 1:
+            return int(told)
+        case str() if (found := _NUMBER.fullmatch(told.strip())) is not None:
+            return int(found[1])
+        case _:
+            return None

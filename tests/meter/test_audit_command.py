@@ -118,7 +118,42 @@ def test_a_server_is_asked_at_once(file: Path, metered: bool, energy: str, monke
 def test_a_judge_that_refuses_leaves_spans_unclassified(file: Path) -> None:
     said = asked(Upstream(by_rule), file, "m")  # its context is far too small
     assert said.startswith("0 of 3 responses judged")
-    assert "2 replies missing" in said
+    assert "2 replies missing or without a label (the server refuses a request (400: " in said
+
+
+def test_a_question_upon_which_the_judge_fails_costs_no_other(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.prompts.upstream.LONGEST_PROMPT", 10_000)
+
+    def half(messages: list[dict[str, str]]) -> str:
+        return "fail" if "from the last" in messages[0]["content"] else by_rule(messages)
+
+    said = asked(Upstream(half), file, "m")
+    assert said.startswith("0 of 3 responses judged, 0 of 3 spans labelled alike in both orders; 1 replies missing")
+    assert "(500: " in said
+
+
+@pytest.mark.parametrize("content", [None, [{"type": "refusal", "refusal": "No."}], "", {"text": "1: R"}])
+def test_replies_without_text_leave_spans_unclassified(file: Path, content: object) -> None:
+    first, second = questions(file)
+    said, [a, _, _] = judged(file, [reply(first, labels(LABELS)), reply(second, content)])
+    assert "1 replies missing or without a label" in said
+    assert (a["eta_lenient"], a["reason"]) == (None, "not_judged")
+
+
+def test_thinking_beside_a_reply_is_none_of_its_labels(file: Path) -> None:
+    first, second = questions(file)
+    thought = json.loads(reply(second, labels(LABELS)))
+    thought["response"]["body"]["choices"][0]["message"]["reasoning_content"] = labels(dict.fromkeys(LABELS, "O"))
+    said, _ = judged(file, [reply(first, "<think>2: O</think>\n" + labels(LABELS)), json.dumps(thought)])
+    assert said.startswith("1 of 3 responses judged, 3 of 3 spans labelled alike")
+
+
+def test_an_answer_of_which_one_view_alone_is_known_is_judged(file: Path) -> None:
+    first, second = questions(file)
+    one, other = dict.fromkeys(LABELS, "R"), dict.fromkeys(LABELS, "O")
+    said, [a, _, _] = judged(file, [reply(first, labels(one)), reply(second, labels(other))])
+    assert said.startswith("1 of 3 responses judged, 0 of 3 spans labelled alike")
+    assert (a["eta_strict"], a["eta_lenient"]) == (None, 1.0)
 
 
 def test_a_server_that_is_away_writes_nothing(file: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from etameter.slack.judge import ASKED_AT_ONCE, LONGEST_CHARACTERS, Question, case_of, labels_in
+from etameter.slack.judge import ASKED_AT_ONCE, LONGEST_CHARACTERS, Question, case_of, labels_in, thinks
 from etameter.slack.labels import LABELS
 
 pytestmark = pytest.mark.unit
@@ -92,6 +92,22 @@ def test_a_long_span_is_shown_by_its_ends() -> None:
         '[[1, "P"], [2, "R"]]',
         "1: P\n2: R",
         "1. preamble\n2. required\n",
+        "**Span 1:** P (preamble)\n**Span 2:** R: required\n",
+        "| 1 | P |\n| 2 | R |",
+        '{"spans": [{"n": 2, "label": "R"}, {"n": 1, "label": "P"}]}',
+        '{"Spans": [{"N": 1.0, "Label": "Preamble"}, {"N": "span 2", "Label": "R: required"}]}',
+        '{"result": {"spans": [{"id": "[1]", "label": "P "}, {"id": "#2", "label": "**R**"}]}}',
+        '{"span_1": "P", "span_2": "Required."}',
+        '{"spans": {"1": {"demand": 0, "label": "P"}, "2": {"demand": 1, "label": "R"}}}',
+        "{'spans': [{'n': 1, 'demand': 0, 'label': 'P'}, {'n': 2, 'demand': 1, 'label': 'R'}, {'n': 3, 'demand': 0, 'label': 'R",
+        '{"spans": [{"n": 1, "label": "P"}, {"n": 2, "label": "R"},],}',
+        '{"spans": [{"n": 1, "label": "P"}\n{"n": 2, "label": "R"}]}\n',
+        '{"n": 1, "label": "P"}\n{"n": 2, "label": "R"}\n',
+        '<think>\nIs 2 optional? {"spans": [{"n": 2, "label": "O"}]}\n</think>\n\n{"1": "P", "2": "R"}',
+        'Is 2 optional? {"n": 2, "label": "O"}\n</think>{"1": "P", "2": "R"}',
+        '[THINK]2: O[/THINK]```json\n{"1": "P", "2": "R"}\n```',
+        '<|channel|>analysis<|message|>{"2": "O"}<|end|><|start|>assistant<|channel|>final<|message|>{"1": "P", "2": "R"}',
+        '{"demands": ["explain </think>"], "spans": [{"n": 1, "label": "P"}, {"n": 2, "label": "R"}]}',
         '{"demands": [], "spans": [{"n": 1, "demand": 0, "label": "P"}, {"n": 2, "demand": 1, "label": "R"}, {"n": 3, "dem',
     ],
 )
@@ -109,13 +125,62 @@ def test_replies_in_many_forms(reply: str) -> None:
         ('{"spans": [{"n": 1, "label": "R"}, {"n": 1, "label": "O"}, {"n": 2, "label": "C"}]}', {2: "C"}),
         ('{"spans": [{"n": 1, "label": "R"}, {"n": 1, "label": "R"}]}', {1: "R"}),
         ('{"spans": [{"n": true, "label": "R"}, {"n": 3, "label": 7}, 5, null]}', {}),
+        ('{"spans": [{"n": 1, "label": "not required"}, {"n": 2, "label": "R or O"}, {"n": 3, "label": ""}]}', {}),
+        ('<think>{"1": "R", "2": "R"} No, wait', {}),
+        ("<think>\nAll of it is fine.\n</think>", {}),
+        ('{"spans": [{"n": 1, "label": "Re', {}),
+        ('{"refusal": "I can\'t label 1: R"}', {}),
+        (
+            '{"spans": [{"n": NaN, "label": "R"}, {"n": 1.5, "label": "R"}, {"n": null, "label": "R"}, {"n": 1e999, "label": "R"}]}',
+            {},
+        ),
+        ("'n': " + "1" * 5000 + ", 'label': 'R' ", {}),
+        ("1" * 5000 + ": R", {}),
+        ('{"n": ' + "1" * 5000 + ', "label": "R"}', {}),
+        (
+            '{"spans": [{"n": 1, "label": "R"}]} In truth: {"spans": [{"n": 1, "label": "O"}, {"n": 2, "label": "O"}]}',
+            {2: "O"},
+        ),
         ("[" * 100_000, {}),
+        ("[" * 900 + "]" * 900, {}),
+        ("<think>" * 10_000, {}),
     ],
 )
 def test_replies_that_say_less(reply: str, labels: dict[int, str]) -> None:
     assert labels_in(reply, question()) == labels
 
 
-@given(st.text(max_size=300))
-def test_any_reply_is_read(reply: str) -> None:
-    assert set(labels_in(reply, question())) <= {1, 2, 3, 4, 5}
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.sampled_from([*LABELS, "required", "1", "span 2", "n"]),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.sampled_from(["n", "label", "spans", "Labels", "1", "2", "demand"]), inner, max_size=4)
+    ),
+    max_leaves=20,
+)
+
+
+@given(st.text(max_size=300) | json_values.map(json.dumps), st.integers(0, 300))
+def test_any_reply_is_read_wherever_it_was_cut_off(reply: str, end: int) -> None:
+    for told in (reply, reply[:end], f"<think>{reply}</think>{reply}", f"```json\n{reply}\n```"):
+        found = labels_in(told, question())
+        assert set(found) <= {1, 2, 3, 4, 5}
+        assert set(found.values()) <= set(LABELS)
+
+
+@given(st.dictionaries(st.integers(1, 5), st.sampled_from(LABELS)), st.integers(0, 400))
+def test_of_a_reply_that_was_cut_off_each_label_is_one_that_it_gave(given_: dict[int, str], end: int) -> None:
+    spans = [{"n": number, "demand": 1, "label": label} for number, label in given_.items()]
+    whole = json.dumps({"demands": ["Name 3: the capital"], "spans": spans})
+    assert labels_in(whole, question()) == given_
+    assert labels_in(whole[:end], question()).items() <= given_.items()
+
+
+def test_thinking_that_does_not_end_is_known() -> None:
+    assert thinks("<think>\nWell, 1: R")
+    assert not thinks("<think>\nWell\n</think> 1: R")
+    assert not thinks('{"demands": ["what <think> means"]}')
