@@ -27,7 +27,7 @@ from .prompts.deletion import remainder
 from .prompts.dialogue import Dialogue
 from .prompts.endpoint import connect, probe
 from .serving import cpu_engine, launch, streamed
-from .serving.child import interruptible
+from .serving.interrupts import interruptible, run_interruptible
 from .serving.link import MeterLink
 from .serving.ring import RingWriter
 from .serving.streamed import TokenSteps
@@ -75,10 +75,10 @@ def _own(model: str | None, profile: Profile, folder: Path, progress: Progress) 
     with serving(model, profile, folder, progress, name="demo", classify=True) as served:
         progress.begin("warming up")
         meter = served.meter
-        asyncio.run(while_tended(_warm_up(served.url, served.model), meter.supervisor.tend))
+        run_interruptible(while_tended(_warm_up(served.url, served.model), meter.supervisor.tend))
         progress.begin(SENDING)
         talk = _hold(served.url, served.model, meter.url, progress.detail)
-        dialogues = asyncio.run(while_tended(talk, meter.supervisor.tend))
+        dialogues = run_interruptible(while_tended(talk, meter.supervisor.tend))
         report = _report(meter)
     report.exchanges = exchanges_of(dialogues, progress)
     report.addresses = {"server (stopped)": served.url, **report.addresses}
@@ -89,10 +89,10 @@ def _own(model: str | None, profile: Profile, folder: Path, progress: Progress) 
 def _running(url: str, folder: Path, progress: Progress) -> Report:
     """Meters a server that runs already: with its own receipts, else from here by the arrival of its tokens."""
     url = address_of(url)
-    model, metered = asyncio.run(probe(url))
+    model, metered = run_interruptible(probe(url))
     if metered:
         progress.begin(SENDING)
-        exchanges = exchanges_of(asyncio.run(_hold(url, model, url, progress.detail)), progress)
+        exchanges = exchanges_of(run_interruptible(_hold(url, model, url, progress.detail)), progress)
         counters = sorted({one.energy["counter"] for one in exchanges if one.energy})
         method = f"Metered: {model} at {url}, by the etameter that runs with it."
         remark = "The balance is that of the server's own meter: see the sums in its /metrics."
@@ -109,7 +109,7 @@ def _running(url: str, folder: Path, progress: Progress) -> Report:
         with closing(ring):
             progress.begin(SENDING)
             talk = _hold(url, model, meter.url, progress.detail, TokenSteps(ring))
-            dialogues = asyncio.run(while_tended(talk, meter.supervisor.tend))
+            dialogues = run_interruptible(while_tended(talk, meter.supervisor.tend))
             report = _report(meter)
     report.exchanges = exchanges_of(dialogues, progress)
     report.method = f"{metering.why} Method: {streamed.METHOD}. {PROXY_MEANS}"

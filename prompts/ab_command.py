@@ -1,6 +1,5 @@
 """`etameter ab`: the same tasks under several arms on one server, and what may be said of the difference."""
 
-import asyncio
 import json
 import math
 import platform
@@ -25,7 +24,7 @@ from etameter.demo_report import Progress
 from etameter.errors import EngineError, ExperimentError
 from etameter.joules import Joules
 from etameter.serving import launch
-from etameter.serving.child import interruptible
+from etameter.serving.interrupts import interruptible, run_interruptible
 
 from . import across, journal, report, results
 from . import arms as arms_module
@@ -224,7 +223,7 @@ def _measure(wanted: _Run, server: Server, progress: Progress) -> None:
             joules.start()
             try:
                 with closing(Boards(counters, config.ring_path(station.engine))) as boards:
-                    asyncio.run(_ask(wanted, station, joules, boards, kept))
+                    run_interruptible(_ask(wanted, station, joules, boards, kept))
             finally:
                 joules.stop()
 

@@ -108,6 +108,7 @@ class Experiment:
                 self.tend()
         finally:
             task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
         return task.result()
 
     async def _run(self) -> None:

@@ -1,6 +1,5 @@
 """Whom an experiment asks, and by which counters it is metered: a server that runs on this machine, or one of our own."""
 
-import asyncio
 import hashlib
 import os
 import tempfile
@@ -18,6 +17,7 @@ from etameter.demo_report import Progress
 from etameter.errors import CounterError, EngineError
 from etameter.own_server import Profile, address_of, is_here, serving
 from etameter.serving import small_model
+from etameter.serving.interrupts import run_interruptible
 from etameter.serving.ring import RingReader
 
 from .endpoint import connect
@@ -49,7 +49,7 @@ def model_of(server: Server) -> str:
         async with connect(url) as endpoint:
             return await endpoint.models()
 
-    served = asyncio.run(ask(address_of(server.url)))
+    served = run_interruptible(ask(address_of(server.url)))
     if server.model is not None and server.model not in served:
         raise EngineError(f"the server has no model {server.model}", f"it has {', '.join(served)}")
     return server.model or served[0]

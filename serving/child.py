@@ -12,17 +12,17 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from types import FrameType
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 
 from etameter.errors import EngineError
+
+from .interrupts import interrupts_held
 
 LINES_KEPT = 400
 """Of a child's output, to tell why it died."""
 
 _ERROR = re.compile(r"(ERROR|error|E|etameter): |\w+Error: ")
-_INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 # Runs in the child before the program: asks for a SIGTERM at the parent's death (1 is PR_SET_PDEATHSIG), looks whether the
 # parent died before that, and unblocks the signals that the parent held back. A shim instead of Popen's preexec_fn, which is
@@ -131,35 +131,3 @@ def complete(name: str, argv: Sequence[str]) -> None:
         errors = [line for line in said if _ERROR.match(line)]
         remedy = f"mend that and try again, or run it by hand: {' '.join(argv)[:300]}"
         raise EngineError(f"{name} failed: {(errors or said)[-1]}", remedy)
-
-
-@contextmanager
-def interrupts_held() -> Iterator[None]:
-    """Holds interrupts back, so that none falls between a child's start and the note of who must stop it."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _INTERRUPTS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """Makes SIGINT, SIGTERM and SIGHUP raise KeyboardInterrupt in the main thread, once: what follows can't disturb the clean-up."""
-    interrupted = False
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        nonlocal interrupted
-        if not interrupted:
-            interrupted = True
-            raise KeyboardInterrupt
-
-    before = {number: signal.getsignal(number) for number in _INTERRUPTS}
-    for number in _INTERRUPTS:
-        if number != signal.SIGHUP or before[number] != signal.SIG_IGN:  # nohup stays nohup
-            signal.signal(number, interrupt)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

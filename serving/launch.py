@@ -20,7 +20,7 @@ from etameter.errors import ConfigError, EngineError
 
 from . import arms, brakes, budgets, cpu_engine, outside, ports, vllm_program
 from . import model as model_source
-from .child import interruptible
+from .interrupts import interruptible
 from .supervisor import Service, Supervisor
 
 INTERRUPTED = 130

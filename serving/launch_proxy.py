@@ -19,8 +19,8 @@ from etameter.errors import EngineError
 
 from . import launch, ports, streamed
 from .arrivals import Arrivals
-from .child import interruptible
 from .engine_counters import compare
+from .interrupts import interruptible
 from .proxy import BROKEN, Proxy
 from .ring import RingWriter
 from .streamed import TokenSteps

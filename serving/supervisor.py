@@ -9,7 +9,8 @@ from typing import Self
 
 from etameter.errors import EngineError, EtameterError
 
-from .child import Child, interrupts_held
+from .child import Child
+from .interrupts import interrupts_held
 
 _POLL_S = 0.1
 _READY_POLL_S = 0.5

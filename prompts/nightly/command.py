@@ -33,7 +33,7 @@ from etameter.prompts.loaders import load
 from etameter.prompts.station import Server, Station, asked, counters_of, described, model_of
 from etameter.prompts.tasks import Suite, load_suite, suites
 from etameter.roofline import shape_of
-from etameter.serving.child import interruptible
+from etameter.serving.interrupts import interruptible, run_interruptible
 from etameter.serving.ring import RingReader
 
 from . import closing as ends
@@ -268,7 +268,7 @@ class _Session:
                 joules.start()
                 opened.callback(joules.stop)
                 boards = opened.enter_context(closing(Boards(counters, config.ring_path(station.engine))))
-                asyncio.run(self._ask(stints, station, model, joules, boards))
+                run_interruptible(self._ask(stints, station, model, joules, boards))
 
     async def _ask(self, stints: Sequence[Stint], station: Station, model: str, joules: Joules, boards: Boards) -> None:
         run_id = self.kept.told.head["run_id"]

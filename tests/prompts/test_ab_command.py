@@ -1,7 +1,10 @@
 """`etameter ab` from its options to its files, on a server of a few lines and the stand-in's boards."""
 
 import asyncio
+import gc
 import json
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -116,15 +119,22 @@ def test_the_plan_is_on_the_disk_before_the_first_prompt_is_sent(board: Board) -
 
 
 def test_ctrl_c_ends_with_130_and_the_run_goes_on(
-    board: Board, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    board: Board,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    def interrupt(*_: Any) -> Any:
-        raise KeyboardInterrupt
+    """Inside one of the tasks that ask."""
+
+    def interrupt(_: Experiment) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
 
     with bench.served(Upstream(bench.says)) as url:
         with monkeypatch.context() as patched:
             patched.setattr(Experiment, "_left_s", interrupt)
             assert etameter(*MINI, "--url", url, "--out", "run") == 130
+        gc.collect()
+        assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
         assert "`etameter ab --resume run` goes on" in capsys.readouterr().err
         assert etameter("--resume", "run", "--suite", "mini.jsonl", "--url", url, "--json") == 0
     told = json.loads(capsys.readouterr().out)

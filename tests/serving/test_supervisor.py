@@ -108,7 +108,7 @@ def test_what_never_gets_ready_is_given_up(mark: str) -> None:
 
 SUPERVISED = """
     import os, sys, time
-    from etameter.serving.child import interruptible
+    from etameter.serving.interrupts import interruptible
     from etameter.serving.supervisor import Service, Supervisor, reason_of_death
     stubborn = "import signal, subprocess, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN);" \\
                "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); time.sleep(60)"

@@ -1,11 +1,11 @@
 """`etameter nightly` from its file to its directory, on a server of a few lines and the stand-in's board; and every way in which a night may end."""
 
 import errno
+import gc
 import itertools
 import json
 import os
 import signal
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -327,13 +327,26 @@ def test_throttled_windows_do_not_count(board: Board) -> None:
     assert {figure.value for figure in whole.figures if figure.stage == "batch-2"} == {None}
 
 
-def test_ctrl_c_ends_recorded(board: Board) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_ends_recorded_and_silently(
+    number: signal.Signals, board: Board, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Inside one of the many tasks that ask, too."""
+    heard = itertools.count(1)
+    take = load._Heard.take
+
+    def interrupted(self: load._Heard, chunk: dict[str, Any], t_ns: int) -> None:
+        if next(heard) == 60:
+            os.kill(os.getpid(), number)
+        take(self, chunk, t_ns)
+
+    monkeypatch.setattr(load._Heard, "take", interrupted)
     with served() as url:
-        config = bench.configured(Path(), url, **{**QUICK, "window_s": 2.0})
-        threading.Timer(2.0, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
-        assert nightly(config) == 130
+        assert nightly(bench.configured(Path(), url, **{**QUICK, "window_s": 60.0})) == 130
+    gc.collect()
     run = the_night().run
-    assert (run.status, run.exit_code) == ("incomplete", 130)
+    assert (run.status, run.exit_code, run.reason) == ("incomplete", 130, "it was interrupted")
+    assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
 
 
 def test_two_nights_do_not_measure_the_same_gpu(board: Board, capsys: pytest.CaptureFixture[str]) -> None:
