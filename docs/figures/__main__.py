@@ -42,7 +42,7 @@ PICTURES = (
     Picture(
         "faults",
         "faults",
-        "What four meters tell under eight faults of the sensor",
+        "What four meters tell under seven faults of the sensor, and under none",
         "A table: for each fault and meter the joules by which the figure is wrong, or that none is given.",
         3.3,
         running.faults,

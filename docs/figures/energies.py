@@ -51,7 +51,7 @@ def published(made: Drawing, record: dict[str, Any]) -> None:
         ylim=(0.07, 3.8),
     )
     plain_ticks(left, [64, 128, 256, 512, 1024], [0.1, 0.2, 0.5, 1, 2])
-    titled(left, "Four of them: ● fitted  ○ held out  — the cost model")
+    titled(left, f"Four of the {len(every)}:  ● fitted  ○ held out  — cost model")
     batch, off = (
         np.array(list(chain.from_iterable(each[key] for each in every))) for key in ("batch", "held_out_error")
     )
@@ -80,8 +80,9 @@ def published(made: Drawing, record: dict[str, Any]) -> None:
 def h100(made: Drawing, record: dict[str, Any]) -> None:
     told(
         made,
-        f"MEASURED once on one {record['context']['board']}: vLLM {record['context']['vllm']}, Llama 3.1 8B's shapes with random weights, 512 prompt and 256 output tokens; on the right "
-        f"512 and 128, and 256 and 128. {when(record)}.",
+        f"MEASURED once on one {record['context']['board']}: vLLM {record['context']['vllm']}, Llama 3.1 8B's shapes with random weights. Left: 512 prompt and 256 output tokens. "
+        "Right: 512 and 128 tokens for 8 requests, 256 and 128 for 32; own work, of all that a request took. "
+        f"{when(record)}.",
     )
     left, right = made.subplots(1, 2, width_ratios=(1.1, 1))
     stages = record["context"]["stages"]
@@ -100,7 +101,7 @@ def h100(made: Drawing, record: dict[str, Any]) -> None:
     left.legend(frameon=False, fontsize=7.5)
     left.set(xscale="log", yscale="log", xlabel="requests at once", ylabel="J per output token", ylim=(0.03, 4.5))
     plain_ticks(left, at_once, [0.05, 0.1, 0.2, 0.5, 1, 2])
-    titled(left, "What a token costs falls with company")
+    titled(left, "A token costs less the more requests run together")
     names = []
     for row, each in enumerate(record["context"]["verify"]):
         names.append(f"{each['requests']} requests")
@@ -123,7 +124,7 @@ def h100(made: Drawing, record: dict[str, Any]) -> None:
             )
     right.set(xlabel="J of a request's own work", xlim=(0, 34), ylim=(-0.6, len(names) - 0.4))
     right.set_yticks(range(len(names)), names)
-    titled(right, "Its own work, alone and in company")
+    titled(right, "A request's own work, alone and in company")
 
 
 def attribution(made: Drawing, record: dict[str, Any]) -> None:
@@ -158,7 +159,7 @@ def attribution(made: Drawing, record: dict[str, Any]) -> None:
     close.plot(thinned[:, 0], near, "o", color=SERIES[1], markersize=2.6, markeredgewidth=0)
     close.set(xscale="log", xlabel="true J", ylabel="off by, % of the request", ylim=(-16, 16))
     plain_ticks(close, _decades(thinned[:, 0]))
-    titled(close, f"enlarged: ± holds {100 * load['coverage']:.0f} %")
+    titled(close, f"etameter: ± holds {100 * load['coverage']:.0f} %")
 
 
 def _decades(joules: np.ndarray[Any, np.dtype[np.float64]]) -> list[float]:

@@ -9,7 +9,7 @@ from etameter.prompts.report.svg import FAINT, GRID, INK, PAPER, SERIES
 
 from .picture import plain_ticks, titled, told, when
 
-LEAST_US = 0.7
+LEAST_US = 0.1
 """Where the axis of overhead begins."""
 _MARK = {"right": ("o", SERIES[1]), "none": ("_", FAINT), "wrong": ("X", SERIES[0])}
 
@@ -20,7 +20,7 @@ def faults(made: Drawing, record: dict[str, Any]) -> None:
     told(
         made,
         f"SIMULATED: a stand-in NVML whose GPU draws {context['watts']:g} W; each meter in a process of its own, a window of {context['window_s']:g} s. One run, {when(record)}.\n"
-        "● within 5 %, or within its own stated error  – an error or a blank instead of a figure: all 1,500 J are not told  ✖ a wrong figure",
+        "● within 5 %, or within its own stated error  – no figure: an error or a blank  ✖ a wrong figure",
     )
     axes = made.add_subplot()
     names, faults = list(versions), list(answers)
@@ -34,7 +34,8 @@ def faults(made: Drawing, record: dict[str, Any]) -> None:
                 column - 0.06, row, marker, color=colour, markersize=7, markeredgewidth=1.6 if marker == "_" else 0
             )
             axes.text(column, row, words, va="center", fontsize=8.5, color=FAINT if verdict == "none" else INK)
-    axes.set_yticks(range(len(faults)), faults)
+    titled(axes, f"Joules told, less the {context['watts'] * context['window_s']:,.0f} J that were spent")
+    axes.set_yticks(range(len(faults)), ["no fault" if fault == "none" else fault for fault in faults])
     axes.set_xticks(
         range(len(names)), [f"{'Zeus' if name == 'zeus' else name} {versions[name]}" for name in names], ha="left"
     )
@@ -62,7 +63,7 @@ def overhead(made: Drawing, record: dict[str, Any]) -> None:
     told(
         made,
         f"measured on {context['cpus']} busy CPU cores (load {context['load_1m']:g}), no GPU involved; medians of {context['rounds']} paired rounds, {when(record)}.\n"
-        "● median between quartiles  ✖ one that misses its goal  | goal. Processor time of the hook in a step, and of the middleware.",
+        "● median between quartiles  ✖ one that misses its goal  | goal. A step: the scheduler's hook. A chunk, a request: the middleware.",
     )
     shown = [goal for goal in record["goals"] if goal["unit"] == "us" and goal["value"] is not None]
     axes = made.add_subplot()
@@ -77,30 +78,31 @@ def overhead(made: Drawing, record: dict[str, Any]) -> None:
         axes.plot(
             goal["value"], place, "X" if goal["met"] is False else "o", color=colour, markersize=6, markeredgewidth=0
         )
+        missed = goal["met"] is False  # its goal is on the left
         axes.annotate(
             f"{goal['value']:.3g}",
-            (max(low, LEAST_US), place),
-            (-6, 0),
+            (high if missed else max(low, LEAST_US), place),
+            (6 if missed else -6, 0),
             textcoords="offset points",
-            ha="right",
+            ha="left" if missed else "right",
             va="center",
             fontsize=8,
         )
     axes.set_yticks(range(len(shown)), [_worded(goal["name"]) for goal in shown])
     axes.set(
         xscale="log",
-        xlabel="µs",
+        xlabel="µs of processor time",
         xlim=(LEAST_US, 400),
         ylim=(len(shown) - 0.4, -0.6),
     )
-    plain_ticks(axes, [1, 10, 100])
+    plain_ticks(axes, [0.1, 1, 10, 100])
     axes.grid(visible=False, axis="y")
 
 
 def _worded(name: str) -> str:
     if found := re.fullmatch(r"hook_us_per_step_at_(\d+)(?:_(\d+)_(prefilling|come_and_go))?(_in_vllm)?", name):
         requests, some, what, real = found.groups()
-        rest = {"prefilling": f", {some} prefilling", "come_and_go": f", {some} out, {some} in", None: ""}[what]
+        rest = {"prefilling": f", {some} prefilling", "come_and_go": f", {some} leave, {some} join", None: ""}[what]
         return f"a step of {int(requests):,} requests{rest}{', inside vLLM' if real else ''}"
     return {"middleware_us_per_chunk": "a streamed chunk", "middleware_us_per_request": "a request, beside its chunks"}[
         name
@@ -152,6 +154,6 @@ def survival(made: Drawing, record: dict[str, Any]) -> None:
     )
     axes.set(xlabel="s from the request", ylabel="tokens received", xlim=(0, None), ylim=(0, 1.04 * top))
     axes.legend(loc="lower right", facecolor=PAPER)
-    told_why = f"`energy` is null ({killed['energy_reason']})"
-    again = f"answers have one again {killed['energy_again_s'] - killed['killed_s']:.1f} s after the kill"
-    titled(axes, f"All {top} tokens came, the same text; its {told_why}; {again}")
+    told_why = f"its energy is null ({killed['energy_reason']})"
+    again = f"answers have energy again {killed['energy_again_s'] - killed['killed_s']:.1f} s after the kill"
+    titled(axes, f"All {top} tokens came, the same text; {told_why}; {again}")
