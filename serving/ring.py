@@ -389,7 +389,7 @@ class RingReader:
         """
         records: list[Record] = []
         committed = self._words[_COMMITTED_WORD]
-        if self._version > 1 and self._words[self._starts[-1]]:  # all are in use
+        if self._version > 1 and self.cursor + 1 < min(self._words[word] for word in self._starts):  # 0 where unused
             self.cursor = max(self.cursor, self._oldest(self.cursor))
         while self.cursor < committed:
             at = self._base + self.cursor % self._capacity

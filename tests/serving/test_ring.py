@@ -190,6 +190,18 @@ def test_a_reader_that_was_overrun_goes_on_with_the_oldest_whole_step_there_is(t
     assert all(each.rows[:, 7].tolist() == [each.step_id] * 3 for each in rest if isinstance(each, Dispatch))
 
 
+def test_a_reader_that_keeps_up_loses_nothing_where_the_area_holds_one_whole_step_at_most(tmp_path: Path) -> None:
+    ring = writer(tmp_path / "ring", capacity_bytes=1 << 15)
+    reader = RingReader(tmp_path / "ring")
+    told: list[int] = []
+    for step in range(18 * KEYFRAME_STEPS):  # all positions are in use, and all but the last overwritten
+        ring.dispatch(step, step, [row(number, context=step) for number in range(3)])
+        if step % 10 == 9:
+            told += [record.step_id for record in reader.poll() if isinstance(record, Dispatch)]
+    assert reader.lost_records == 0
+    assert told == list(range(18 * KEYFRAME_STEPS - 8))
+
+
 def test_steps_told_by_one_that_is_torn_are_lost_up_to_the_next_whole_one(tmp_path: Path) -> None:
     ring = writer(tmp_path / "ring")
     steps(ring, range(2))
