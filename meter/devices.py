@@ -44,23 +44,23 @@ class Device:
 def gpus_of(header: RingHeader, devices: Sequence[Device]) -> frozenset[str]:
     """The devices that the engine works on. A simulated board, or the machine's CPU packages, stand for whatever it names.
 
-    An engine that spans machines names the GPUs of its scheduler's alone. The others are those of the other nodes, all of them.
+    An engine that spans machines names the GPUs of all its workers where those tell theirs, and of its scheduler's machine alone otherwise. The others
+    are then those of the other nodes, all of them.
 
     Raises:
         EngineError: it works on others, or does not say on which.
     """
-    here = [device for device in devices if not device.node]
     elsewhere = frozenset(device.gpu_uuid for device in devices if device.node)
     wanted = workers_of(header) - len(header.gpu_uuids)
-    if elsewhere and wanted > 0:
-        own = _named(header, here) if header.gpu_uuids else frozenset()
-        if len(elsewhere) != wanted:
-            raise EngineError(
-                f"engine {header.engine} works on {wanted} GPUs of other machines, their samplers read {len(elsewhere)}",
-                "name in [meter] nodes all machines of this engine and no others, and let their samplers read its GPUs alone (--gpu)",
-            )
-        return own | elsewhere
-    return _named(header, here)
+    if not elsewhere or wanted <= 0:
+        return _named(header, devices)
+    own = _named(header, [device for device in devices if not device.node]) if header.gpu_uuids else frozenset()
+    if len(elsewhere) != wanted:
+        raise EngineError(
+            f"engine {header.engine} works on {wanted} GPUs of other machines, their samplers read {len(elsewhere)}",
+            "name in [meter] nodes all machines of this engine and no others, and let their samplers read its GPUs alone (--gpu)",
+        )
+    return own | elsewhere
 
 
 def workers_of(header: RingHeader) -> int:
@@ -70,29 +70,36 @@ def workers_of(header: RingHeader) -> int:
 
 
 def in_order(header: RingHeader, devices: Sequence[Device]) -> list[str]:
-    """The GPUs of the engine in the order of its workers, as far as it is known: its own machine's first, then those of the others in theirs."""
-    return [*header.gpu_uuids, *(device.gpu_uuid for device in devices if device.node)]
+    """The GPUs of the engine in the order of its workers, as far as it is known: those that it names first, then those of the others in theirs."""
+    return list(dict.fromkeys([*header.gpu_uuids, *(device.gpu_uuid for device in devices if device.node)]))
 
 
 def _named(header: RingHeader, devices: Sequence[Device]) -> frozenset[str]:
     read = frozenset(device.gpu_uuid for device in devices)
     split = {bare(part): device.gpu_uuid for device in devices for part in device.parts}
-    engines = {split.get(bare(named), named) for named in header.gpu_uuids}
-    boards = sorted(device.gpu_uuid for device in devices if device.kind in {"nvml", "power"})
-    named = read & engines
-    if named or not boards:
-        return named or read
-    if header.gpu_uuids:
+    engines = {named: split.get(bare(named), named) for named in header.gpu_uuids}
+    boards = [device for device in devices if device.kind in {"nvml", "power"}]
+    unread = [named for named, uuid in engines.items() if uuid not in read]
+    if boards and unread:
         raise EngineError(
-            f"engine {header.engine} runs on {', '.join(header.gpu_uuids)}, this meter reads {', '.join(boards)}",
-            "run the meter where those GPUs are",
+            f"engine {header.engine} works on {', '.join(unread)}, which nobody reads: {_readers(boards)}",
+            "run the meter where the engine's scheduler is, and name its other machines in [meter] nodes",
         )
-    if len(boards) > 1:
+    if len(boards) > 1 and not engines:
         raise EngineError(
             f"engine {header.engine} does not say on which of {len(boards)} GPUs it runs",
             "let the ring's writer name them in gpu_uuids",
         )
-    return read
+    return read & frozenset(engines.values()) or read
+
+
+def _readers(boards: Sequence[Device]) -> str:
+    """Who reads which GPUs."""
+    of_reader: dict[str, list[str]] = {}
+    for board in boards:
+        reader = f"the sampler at {board.node}" if board.node else "this meter"
+        of_reader.setdefault(reader, []).append(board.gpu_uuid)
+    return "; ".join(f"{reader} reads {', '.join(sorted(uuids))}" for reader, uuids in of_reader.items())
 
 
 def bare(uuid: str) -> str:

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from etameter.serving import workers
 from etameter.serving.ring import RingWriter, Row
 
 # A child of vLLM's logger, which has the handlers of this process.
@@ -346,13 +347,20 @@ def open_ring(vllm_config: Any) -> RingWriter:
         engine=engine,
         model=str(model.served_model_name),
         dtype=str(model.dtype).removeprefix("torch."),
-        gpu_uuids=_gpu_uuids(parallel),
+        gpu_uuids=_gpu_uuids(vllm_config),
         details=_details(vllm_config),
     )
 
 
-def _gpu_uuids(parallel: Any) -> list[str]:
-    """The devices of this engine that are in this machine, in the order of its workers: those of a pipeline's stage follow each other.
+def _gpu_uuids(vllm_config: Any) -> list[str]:
+    """The devices of this engine in the order of its workers, in which those of a pipeline's stage follow each other; of this machine alone where others don't tell theirs."""
+    parallel = vllm_config.parallel_config
+    told = workers.gpu_uuids(vllm_config) if workers.are_spread(parallel) else None
+    return _own_gpu_uuids(parallel) if told is None else told
+
+
+def _own_gpu_uuids(parallel: Any) -> list[str]:
+    """Those that are in this machine.
 
     vLLM's platform counts devices in NVML's order, which is not CUDA's where GPUs differ: it would name a GPU of somebody else.
     """

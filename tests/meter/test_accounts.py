@@ -499,7 +499,7 @@ def test_the_next_engine_may_work_on_another_gpu() -> None:
 @pytest.mark.parametrize(
     ("gpus", "named", "words"),
     [
-        (["GPU-a"], ["GPU-z"], "runs on GPU-z, this meter reads GPU-a"),
+        (["GPU-a"], ["GPU-z"], "works on GPU-z, which nobody reads: this meter reads GPU-a"),
         (["GPU-a", "GPU-b"], [], "does not say on which of 2 GPUs"),
     ],
 )

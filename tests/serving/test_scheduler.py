@@ -342,7 +342,7 @@ def test_an_engine_names_those_of_its_devices_that_are_here(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
     parallel = SimpleNamespace(world_size=world_size, data_parallel_rank_local=rank, assigned_physical_gpu_ids=assigned)
-    assert scheduler._gpu_uuids(parallel) == uuids
+    assert scheduler._own_gpu_uuids(parallel) == uuids
 
 
 def test_the_receipt_goes_into_the_ids_of_this_vllm(monkeypatch: pytest.MonkeyPatch) -> None:

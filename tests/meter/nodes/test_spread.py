@@ -1,5 +1,8 @@
 """Which GPUs of which machines an engine has that names those of its scheduler's alone."""
 
+import re
+from dataclasses import replace
+
 import pytest
 
 from etameter.accounts import Accounts
@@ -30,6 +33,25 @@ def test_an_engine_has_those_it_names_and_all_of_the_other_machines() -> None:
     assert gpus_of(headless, [*HERE, *ELSEWHERE]) == {each.gpu_uuid for each in ELSEWHERE}, "none here is its own"
 
 
+def test_an_engine_that_names_all_of_its_workers_gpus_has_those_wherever_they_are() -> None:
+    named = ["GPU-3-1", "GPU-1", "GPU-2-0"]
+    assert gpus_of(header(*named, pipeline=3), [*HERE, *ELSEWHERE]) == set(named), "of four elsewhere its own two"
+    assert gpus_of(header("GPU-3-1", "GPU-2-0", tensor=2), [*HERE, *ELSEWHERE]) == {"GPU-3-1", "GPU-2-0"}, "none here"
+    split = replace(ELSEWHERE[0], parts=("MIG-part",))
+    assert gpus_of(header("GPU-part"), [split]) == {split.gpu_uuid}
+
+
+def test_one_that_no_machine_has_is_named_with_those_that_they_have() -> None:
+    told = (
+        "engine engine-0 works on GPU-9-0, GPU-9-1, which nobody reads: this meter reads GPU-0, GPU-1, GPU-2; "
+        "the sampler at 10.0.0.2:9431 reads GPU-2-0, GPU-2-1; the sampler at 10.0.0.3:9431 reads GPU-3-0, GPU-3-1"
+    )
+    with pytest.raises(EngineError, match=re.escape(told)):
+        gpus_of(header("GPU-0", "GPU-9-0", "GPU-9-1", "GPU-2-0", tensor=2, pipeline=2), [*HERE, *ELSEWHERE])
+    with pytest.raises(EngineError, match=r"name its other machines in \[meter\] nodes"):
+        gpus_of(header("GPU-0", "GPU-2-0", tensor=2), HERE)
+
+
 def test_an_engine_of_one_machine_has_none_of_the_others() -> None:
     assert gpus_of(header("GPU-0", "GPU-1", tensor=2), [*HERE, *ELSEWHERE]) == {"GPU-0", "GPU-1"}
 
@@ -38,6 +60,13 @@ def test_an_engine_of_one_machine_has_none_of_the_others() -> None:
 def test_no_guess_is_made_where_there_are_more_or_fewer_than_it_works_on(tensor: int) -> None:
     with pytest.raises(EngineError, match=f"works on {tensor - 1} GPUs of other machines, their samplers read 4"):
         gpus_of(header("GPU-0", tensor=tensor), [*HERE, *ELSEWHERE])
+
+
+def test_stages_are_those_of_the_workers_that_named_their_gpus() -> None:
+    accounts = Accounts([*HERE, *ELSEWHERE], "boot")
+    accounts.open_engine(header("GPU-3-0", "GPU-3-1", "GPU-2-0", "GPU-0", tensor=2, pipeline=2))
+    assert accounts.rank is not None
+    assert accounts.rank.stages == {"GPU-3-0": 0, "GPU-3-1": 0, "GPU-2-0": 1, "GPU-0": 1}
 
 
 def test_stages_follow_each_other_from_machine_to_machine() -> None:
