@@ -14,12 +14,15 @@ from itertools import pairwise
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from etameter.prompts.stats import t_quantile
 
 from .estimates import CONFIDENCE, LEAST_WINDOWS
 from .night import Night
 from .rows import StageRow
+
+Array = NDArray[np.float64]
 
 _RATIOS: Final = {"j_per_token": ("energy_j", "output_tokens"), "j_per_correct_answer": ("energy_j", "correct")}
 _NORMAL: Final = 1.959964
@@ -33,13 +36,17 @@ def error(nights: Sequence[Night], stage: str, metric: str) -> float | None:
     if metric not in _RATIOS:
         return None
     moves = [_moves([row for row in night.stages if row.stage == stage], *_RATIOS[metric]) for night in nights]
+    alike = [(before, after, sorted(before.keys() & after.keys())) for before, after in pairwise(moves)]
+    return pooled([np.array([after[window] - before[window] for window in like]) for before, after, like in alike])
+
+
+def pooled(apart: Sequence[Array]) -> float | None:
+    """The same, from by how much more each window moves the logarithm than the like window of the night before: an array a pair of nights."""
     squares, free = 0.0, 0
-    for before, after in pairwise(moves):
-        like = sorted(before.keys() & after.keys())
-        if len(like) >= LEAST_WINDOWS:
-            apart = np.array([after[window] - before[window] for window in like])
-            squares += len(like) * float(((apart - apart.mean()) ** 2).sum()) / 2
-            free += len(like) - 1
+    for each in apart:
+        if len(each) >= LEAST_WINDOWS:
+            squares += len(each) * float(((each - each.mean()) ** 2).sum()) / 2
+            free += len(each) - 1
     if not free:
         return None
     return math.sqrt(squares / free) * float(t_quantile((1 + CONFIDENCE) / 2, float(free))) / _NORMAL

@@ -43,7 +43,7 @@ class _Fit:
 
     log: Array
     deviation: Array
-    """(grid,) of the shift."""
+    """Of the shift."""
     weights: Array
     """Of the spreads; they sum to 1."""
     spreads: Array
@@ -55,7 +55,7 @@ def shift(values: Array, errors: Array, noise: Noise = SHIPPED) -> Shift:
 
     Args:
         values: (…, nights) logarithms of figures in the order of nights, two nights or more.
-        errors: (nights,) standard errors of the same.
+        errors: (…, nights) standard errors of the same, or (nights,) where all have the same.
         noise: how nights scatter.
     """
     nights = values.shape[-1]
@@ -77,31 +77,33 @@ def interval(values: Array, errors: Array, recent: int, noise: Noise = SHIPPED) 
 
 def _latest(values: Array, errors: Array, recent: int) -> tuple[Array, Array]:
     kept = WINDOW + recent
-    return values[..., -kept:], errors[-kept:]
+    return values[..., -kept:], np.broadcast_to(errors, values.shape)[..., -kept:]
 
 
 def _fit(values: Array, errors: Array, recent: int, noise: Noise) -> _Fit:
+    """With the resemblance R = L·Lᵀ and L⁻¹·diag(errors²)·L⁻ᵀ = U·Δ·Uᵀ the covariance s²·R + diag(errors²) is s² + Δ, and diagonal, where one looks through Uᵀ·L⁻¹: for every spread s at once."""
     nights = values.shape[-1]
     design = np.stack([np.ones(nights), np.arange(nights) >= nights - recent], axis=1).astype(np.float64)
     spreads, prior = noise.grid()
     # An outlier among the nights before widens their scatter by this much on the mean; the likelihood isn't told which night it was.
     common = 1 + noise.outliers * (noise.outlier_factor**2 - 1)
-    covariance = common * spreads[:, None, None] ** 2 * noise.resemblance(nights) + np.diag(errors**2)
-    precision = np.linalg.inv(covariance)
-    information = design.T @ precision @ design
-    inverse = np.linalg.inv(information)
-    levels = inverse @ design.T @ precision
-    residual = precision - precision @ design @ levels
+    inverse = np.linalg.inv(np.linalg.cholesky(noise.resemblance(nights)))
+    own, turn = np.linalg.eigh((inverse * errors[..., None, :] ** 2) @ inverse.T)
+    through = np.swapaxes(turn, -1, -2) @ inverse
+    columns, seen = through @ design, (through @ values[..., None])[..., 0]
+    precision = 1 / (common * _beside(spreads, values) ** 2 + np.maximum(own, 0.0))
+    information = np.einsum("...ia,g...i,...ib->g...ab", columns, precision, columns, optimize=True)
+    covariance = np.linalg.inv(information)
+    levels = np.einsum("g...ab,...ib,g...i,...i->g...a", covariance, columns, precision, seen, optimize=True)
+    off = seen - np.einsum("...ia,g...a->g...i", columns, levels)
     likelihood = -0.5 * (
-        np.linalg.slogdet(covariance).logabsdet[:, *[None] * (values.ndim - 1)]
-        + np.linalg.slogdet(information).logabsdet[:, *[None] * (values.ndim - 1)]
-        + np.einsum("gij,...i,...j->g...", residual, values, values, optimize=True)
+        np.linalg.slogdet(information).logabsdet - np.log(precision).sum(axis=-1) + (precision * off**2).sum(axis=-1)
     )
-    weights = likelihood + prior[:, *[None] * (values.ndim - 1)]
+    weights = likelihood + _beside(prior, values[..., 0])
     weights = np.exp(weights - weights.max(axis=0))
     return _Fit(
-        log=np.einsum("gi,...i->g...", levels[:, 1], values),
-        deviation=np.sqrt(inverse[:, 1, 1]),
+        log=levels[..., 1],
+        deviation=np.sqrt(covariance[..., 1, 1]),
         weights=weights / weights.sum(axis=0),
         spreads=spreads,
     )
@@ -112,22 +114,21 @@ def _chance(fit: _Fit, recent: int, noise: Noise) -> Array:
     total = np.zeros(fit.log.shape[1:])
     for far in range(recent + 1):
         share = math.comb(recent, far) * noise.outliers**far * (1 - noise.outliers) ** (recent - far)
-        more = far * (noise.outlier_factor**2 - 1) * (fit.spreads / recent) ** 2
+        more = far * (noise.outlier_factor**2 - 1) * (_beside(fit.spreads, total) / recent) ** 2
         deviation = np.sqrt(fit.deviation**2 + more)
-        total += share * (fit.weights * 2 * _below(-np.abs(fit.log) / _beside(deviation, fit.log))).sum(axis=0)
+        total += share * (fit.weights * 2 * _below(-np.abs(fit.log) / deviation)).sum(axis=0)
     return total
 
 
 def _ends(fit: _Fit) -> tuple[Array, Array]:
     """Of the mixture over spreads, by bisection."""
-    deviation = _beside(fit.deviation, fit.log)
     ends = []
     for share in (0.025, 0.975):
-        below = (fit.log - 40 * deviation).min(axis=0)
-        above = (fit.log + 40 * deviation).max(axis=0)
+        below = (fit.log - 40 * fit.deviation).min(axis=0)
+        above = (fit.log + 40 * fit.deviation).max(axis=0)
         for _ in range(60):
             middle = (below + above) / 2
-            less = (fit.weights * _below((middle - fit.log) / deviation)).sum(axis=0) < share
+            less = (fit.weights * _below((middle - fit.log) / fit.deviation)).sum(axis=0) < share
             below, above = np.where(less, middle, below), np.where(less, above, middle)
         ends.append((below + above) / 2)
     return ends[0], ends[1]
@@ -138,8 +139,9 @@ def _below(x: Array) -> Array:
     return np.asarray(_erfc(-x / math.sqrt(2)) / 2, np.float64)
 
 
-def _beside(per_spread: Array, like: Array) -> Array:
-    return per_spread.reshape(-1, *[1] * (like.ndim - 1))
+def _beside(per_spread: Array, each: Array) -> Array:
+    """(grid, 1, …) with as many axes after the first as each has."""
+    return per_spread.reshape(-1, *[1] * each.ndim)
 
 
 def _chosen(each: Sequence[Array], best: NDArray[np.intp]) -> Array:

@@ -157,8 +157,8 @@ def judge(nights: Sequence[Night], tonight: Night, noise: Noise = SHIPPED) -> Ve
     figures = [*tonight.figures, *_missing(like, tonight)]
     changes = [_change(like, tonight, figure, noise) for figure in figures if METRICS[figure.metric].better]
     changes = [
-        *_held([each for each in changes if each.headline]),
-        *_held([each for each in changes if not each.headline]),
+        *held([each for each in changes if each.headline]),
+        *held([each for each in changes if not each.headline]),
     ]
     word = _overall([each for each in changes if each.headline])
     return Verdict(
@@ -296,7 +296,7 @@ def _error(figure: Figure) -> float | None:
     return min(MOST_ERROR, (figure.high - figure.low) / figure.value / (2 * 1.96))
 
 
-def _held(changes: Sequence[Change]) -> Iterator[Change]:
+def held(changes: Sequence[Change]) -> Iterator[Change]:
     """The series of one kind, each with its word, held to one false alarm for all of them.
 
     Step-up (Hochberg 1988): of series that all move, each is held to less than one that moves alone. Series of a night depend on each other positively, for which it holds (Sarkar 1998).
