@@ -22,7 +22,7 @@ from etameter.readings import Checked, Found, Judged
 from etameter.records import Source, weakest
 from etameter.slack.labels import LABELS, Label
 from etameter.slack.reading import Reading
-from etameter.slack.reliability import Mean, Pair, Trust, both, mean, trust
+from etameter.slack.reliability import Mean, Pair, Reliability, Trust, both, mean, trust
 
 logger = logging.getLogger("etameter")
 
@@ -143,16 +143,19 @@ class Audits:
         """What a judge found in a response."""
         return self._deep.get(receipt_id) or self._ledger.judged(receipt_id)
 
-    def trust(self, model: str, arm: str, tier: Literal["fast", "deep"]) -> tuple[float | None, bool | None]:
-        """The agreement of a tier with audits in an arm, and whether its η may be shown without a warning; None is what isn't known.
+    def reliability(self, model: str, arm: str, tier: Literal["fast", "deep"]) -> Reliability:
+        """How far a tier agrees with audits in an arm.
 
         The fast tier is held against the judge, and the judge against tasks: agreement with a judge who doesn't agree with them is worth nothing.
         """
         seen = self._seen.get((model, arm))
         if seen is None or tier not in seen.trust:
-            return None, None
-        deep = seen.trust["deep"].reliable
-        return seen.trust[tier].agreement, deep if tier == "deep" else both(seen.trust["fast"].reliable, deep)
+            return Reliability()
+        found, deep = seen.trust[tier], seen.trust["deep"].reliable
+        ends = None
+        if found.agreement_low is not None and found.agreement_high is not None:
+            ends = found.agreement_low, found.agreement_high
+        return Reliability(found.agreement, ends, deep if tier == "deep" else both(found.reliable, deep))
 
     async def _judged(self, sampled: Sampled, told: Mapping[str, Any], receipts: tuple[str, ...]) -> None:
         labels = _labels(told.get("labels"))
@@ -237,7 +240,7 @@ class Audits:
         }
         for tier, found in seen.trust.items():
             self._sink.reliability(model, arm, tier, found)
-        self._sink.trusted(model, arm, reliable=self.trust(model, arm, "fast")[1])
+        self._sink.trusted(model, arm, reliable=self.reliability(model, arm, "fast").reliable)
         views: tuple[Literal["strict", "lenient"], ...] = ("strict", "lenient")
         for view in views:
             etas = [(eta, each.output_tokens) for each in seen.judged if (eta := getattr(each, view)) is not None]

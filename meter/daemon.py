@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -53,6 +53,7 @@ from etameter.host import HostCounters, HostMeter
 from etameter.ledger import Ledger, RequestRow, Resume
 from etameter.locks import hold_lock
 from etameter.neighbours import foreign
+from etameter.nodes.kept import Known
 from etameter.nodes.node import Node, open_nodes
 from etameter.nodes.samplers import Samplers
 from etameter.pushing import otlp_of
@@ -141,11 +142,19 @@ async def _run(
         for counter in counters:
             held.callback(counter.close)
         own = [counter.gpu_uuid for counter in counters]
-        nodes = await asyncio.to_thread(open_nodes, section.nodes, section.node_token or "", own)
+        known = _known_nodes(ledger) if section.nodes else {}
+        opened = partial(open_nodes, are_needed=recording is not None)
+        nodes = await asyncio.to_thread(opened, section.nodes, section.node_token or "", own, known)
         for node in nodes:
             held.callback(node.stop)
         await Meter(settings, rings, socket, counters, recording, nodes).run(stop)
     return came[0] if came else None
+
+
+def _known_nodes(path: Path) -> dict[str, Known]:
+    """Other machines, as earlier meters have left them."""
+    with contextlib.closing(Ledger(path)) as ledger:
+        return ledger.nodes(boot_id())
 
 
 def deaf(host: str, port: int, error: OSError) -> EtameterError:
@@ -173,9 +182,9 @@ class Meter:
         """Simulated counters are one for each ring; any others are shared by the engines of all of them. A recording is of one."""
         assert recording is None or len(rings) == 1
         self._settings = settings
-        self._counters: Sequence[Described] = [*counters, *(each for node in nodes for each in node.counters)]
-        self._devices = [Device.of(each) for each in counters]
-        self._devices += [Device.of(each, node.name) for node in nodes for each in node.counters]
+        found = [(node.name, each) for node in nodes for each in node.counters]
+        self._counters: list[Described] = [*counters, *(each for _, each in found)]
+        self._devices = [Device.of(each) for each in counters] + [Device.of(each, name) for name, each in found]
         self._kind = self._devices[0].kind
         self._limits_w = {each.gpu_uuid: each.power_limit_w() for each in self._counters}
         self._ledger = Ledger(settings.ledger)  # written by one thread, because a disk may make it wait
@@ -222,8 +231,8 @@ class Meter:
         self._events = Events(partial(self._snapshot, whole=True), partial(self._snapshot, whole=False))
         self._host = HostMeter(HostCounters(packages=self._kind != "rapl"), time.monotonic_ns())
         self._budgets = Budgets(settings.budgets, self._source, self._ledger.spent(time.time() - LONGEST_S))
-        found = self._classifier.backlog, self._audits.backlog
-        self._writing = Writing(self._ledger, self._budgets, found, self._claims.backlog, self._count)
+        backlogs = self._classifier.backlog, self._audits.backlog
+        self._writing = Writing(self._ledger, self._budgets, backlogs, self._claims.backlog, self._count, self._known)
         self._otlp = None if recording is not None else otlp_of(settings.otlp.endpoint, self._metrics, self._counters)
         self._caught_up = False
         self._started_ns = time.monotonic_ns()
@@ -308,9 +317,7 @@ class Meter:
             if self._recording is None
             else Recorder(self._recording, devices, self._boot_id, resume, about=self._about())
         )
-        for device in devices:
-            # As the sampler last heard: to ask here would be to wait for a driver that stalls, or to end with one that fails.
-            accounts.timelines()[device.gpu_uuid].power_limit_w = self._limits_w[device.gpu_uuid]
+        accounts.limited(self._limits_w)  # as last heard: to ask would be to wait for a driver that stalls, or to end with one that fails
         return accounts
 
     def _about(self) -> dict[str, object]:
@@ -339,6 +346,7 @@ class Meter:
         """Take in what is new, settle what can be, write it down."""
         if self._writing.is_full:
             return
+        self._meet()
         self._read_rings()
         found, changes = self._samplers.drain(), self._samplers.changes()
         self._limits_w |= {each.gpu_uuid: each.power_limit_w for each in changes if each.power_limit_w is not None}
@@ -352,6 +360,30 @@ class Meter:
                 self._writing.add(batch)
                 self._note_residents(engine, batch)
         self._auditing.tick(sum(engine.accounts.open_requests for engine in self._engines))
+
+    def _meet(self) -> None:
+        """Take in counters of other machines that have come to be known: an engine may wait for them. A recording has those of its beginning."""
+        nodes, limits_w = self._samplers.nodes, self._limits_w
+        new = [(node.name, each) for node in nodes for each in node.counters if each.gpu_uuid not in limits_w]
+        if not new or self._recording is not None:
+            return
+        for name, each in new:
+            limits_w[each.gpu_uuid] = each.power_limit_w()
+            self._metrics.device(each.gpu_uuid, each.board_name, each.kind, name)
+            self._display.joined(each)
+            if self._otlp is not None:
+                self._otlp.joined(each)
+            logger.info("metering %s of %s, too", each.gpu_uuid, name)
+        self._counters += [each for _, each in new]
+        known = [(node.name, each) for node in nodes for each in node.counters if each.gpu_uuid in limits_w]
+        self._devices[:] = [device for device in self._devices if not device.node]  # in the order of the nodes
+        self._devices += [Device.of(each, name) for name, each in known]
+        for engine in self._engines:
+            engine.know(self._devices)
+            engine.accounts.limited(limits_w)
+
+    def _known(self) -> dict[str, Known]:
+        return {node.name: node.known for node in self._samplers.nodes if node.known is not None}
 
     def _read_rings(self) -> None:
         now_ns = time.monotonic_ns()
@@ -398,8 +430,7 @@ class Meter:
     def classified(self, row: RequestRow, reading: Reading) -> None:
         """A settled request of which it is known how much was slack."""
         self._metrics.classified(row, reading)
-        agreement, reliable = self._audits.trust(row.record.model, row.record.arm, "fast")
-        self._display.classified(row, replace(reading, reliability=agreement), reliable=reliable)
+        self._display.classified(row, reading, self._audits.reliability(row.record.model, row.record.arm, "fast"))
 
     def slack(self, row: RequestRow, category: str, tokens: float, joules: float, marginal_joules: float) -> None:
         """So much of a settled request's output was slack of a category, and is counted as no other."""
@@ -509,10 +540,10 @@ class Meter:
         reading, deep = self._classifier.of(receipt_id), self._audits.of(receipt_id)
         group = of[0].record.model, of[0].record.arm
         eta = eta_fields(
-            of, reading if isinstance(reading, str) else by_time(of, reading), self._audits.trust(*group, "fast")
+            of, reading if isinstance(reading, str) else by_time(of, reading), self._audits.reliability(*group, "fast")
         )
         if deep is not None:
-            eta["eta_deep"] = eta_fields(of, by_time(of, deep), self._audits.trust(*group, "deep"))["eta"]
+            eta["eta_deep"] = eta_fields(of, by_time(of, deep), self._audits.reliability(*group, "deep"))["eta"]
         waste = waste_fields(of, self._claims.of(receipt_id) or self._receipts.waste(receipt_id))
         footprint = footprint_fields(of, self._footprint)
         prefill_id = prefill_receipt_id_of(of[0].record.request_id)

@@ -14,6 +14,7 @@ from etameter.neighbours import foreign
 from etameter.nodes.samplers import Samplers
 from etameter.records import Conditions, Finding
 from etameter.slack.reading import Reading
+from etameter.slack.reliability import Reliability
 
 SHOWN_RUNNING = 64
 """Of each engine."""
@@ -30,10 +31,14 @@ class Display:
         """`engines` may grow."""
         self._samplers = samplers
         self._engines = engines
-        boards = [Board(each.gpu_uuid, each.board_name, each.kind, each.source) for each in counters]
-        self._live = Live(boards, arms, version("etameter"), time.monotonic_ns(), time.time())
+        self._live = Live((), arms, version("etameter"), time.monotonic_ns(), time.time())
         for each in counters:
-            self._live.limited(each.gpu_uuid, each.power_limit_w())
+            self.joined(each)
+
+    def joined(self, counter: Described) -> None:
+        """A device is metered from now on."""
+        self._live.joined(Board(counter.gpu_uuid, counter.board_name, counter.kind, counter.source))
+        self._live.limited(counter.gpu_uuid, counter.power_limit_w())
 
     def found(self, findings: Iterable[Finding], changes: Iterable[Conditions]) -> None:
         """What the sampler found."""
@@ -54,9 +59,9 @@ class Display:
         """A request, and what was found in its response or the reason why nothing is known."""
         self._live.finished(row, public_id, found, time.monotonic_ns())
 
-    def classified(self, row: RequestRow, reading: Reading, *, reliable: bool | None = None) -> None:
-        """A settled request of which it is known how much was slack, and whether audits of its arm allow to rely on that."""
-        self._live.classified(row, reading, time.monotonic_ns(), reliable=reliable)
+    def classified(self, row: RequestRow, reading: Reading, reliability: Reliability) -> None:
+        """A settled request of which it is known how much was slack, and how far audits of its arm allow to rely on that."""
+        self._live.classified(row, reading, time.monotonic_ns(), reliability)
 
     def wasted(self, row: RequestRow, waste: str, joules: float) -> None:
         """So much of a settled request's output was lost, or nothing."""

@@ -180,7 +180,9 @@ class Dashboard:
             ("prompt", _three(now["prompt_j_per_token"] if known else None), self.unit("J/token", source)),
             (
                 "η, lenient",
-                UNKNOWN if eta is None else f"≤ {eta['lenient_at_most']:.2f}",
+                UNKNOWN
+                if eta is None
+                else f"≤ {eta['lenient_at_most']:.2f}" + (": UNRELIABLE" if eta.get("reliable") is False else ""),
                 "reliability " + _reliability(eta),
             ),
             ("requests", str(running) if known else UNKNOWN, "running"),
@@ -341,9 +343,12 @@ def _milliseconds(seconds: float | None) -> str:
 
 
 def _reliability(eta: Mapping[str, Any] | None) -> str:
-    known = eta is not None and eta["reliability"] is not None
-    told = f"{eta['reliability']:.2f}" if known and eta is not None else UNKNOWN
-    return f"{told}: UNRELIABLE" if eta is not None and eta.get("reliable") is False else told
+    told = UNKNOWN
+    if eta is not None and eta["reliability"] is not None:
+        told = f"{eta['reliability']:.2f}"
+        if (ends := eta.get("reliability_interval")) is not None:
+            told += f" [{ends[0]:.2f}, {ends[1]:.2f}]"
+    return told
 
 
 def _short(name: str) -> str:

@@ -95,10 +95,13 @@ class EtaOf:
     conversations: int
     """Of the arm, that have it."""
     reliability: float | None
-    """Squared correlation over prompts, within the arm, with η_task; None for η_task itself, and where it can't be had."""
+    """Squared correlation over prompts, within the arm, with η_task, 0 where that is negative; None for η_task itself, and where it can't be had."""
     bias: float | None
     """Mean over prompts, within the arm, of this less η_task."""
     note: str
+    reliability_low: float | None = None
+    reliability_high: float | None = None
+    """The 95 % interval of the reliability by which prompts were drawn."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -141,7 +141,10 @@ def _unreliable(arm: str, eta: EtaOf) -> str:
         if eta.arm is None or eta.control is None
         else f", so that of its change {(eta.arm - eta.control) * eta.reliability:+.3f} is genuine if its errors are noise"
     )
-    return f"{told}; its squared correlation with η_task within the arm is {eta.reliability:.2f}{genuine}."
+    ends = ""
+    if eta.reliability_low is not None and eta.reliability_high is not None:
+        ends = f" [{eta.reliability_low:.2f}, {eta.reliability_high:.2f}]"
+    return f"{told}; its squared correlation with η_task within the arm is {eta.reliability:.2f}{ends}{genuine}."
 
 
 def _troubles(part: PartFinding) -> list[str]:

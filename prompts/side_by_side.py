@@ -9,9 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-import numpy as np
-
 from etameter.errors import SampleError
+from etameter.slack.reliability import Trust, compare
 from etameter.slack.task import LEAST_PROMPTS, EtaTask, Pool, Reference, Sample, refer, score
 
 from .analysis import EtaOf
@@ -19,8 +18,6 @@ from .plan import Plan
 from .stats import t_quantile
 from .tables import Outcome
 
-_ALIKE: Final = 1e-9
-"""What differs by less differs by rounding."""
 _UNKNOWN_TOKENS: Final = "the tokens of some conversations are not known"
 _Read = Callable[[Outcome], float | None]
 _METHODS: Final[tuple[tuple[str, _Read, Literal["at most"] | None, str], ...]] = (
@@ -89,7 +86,7 @@ def etas(scored: Scored, outcomes: Sequence[Outcome], control: str, arm: str) ->
             continue
         values = [_by_tokens(side) for side in known]
         half = _half_width(known[1])
-        reliability, bias = _reliability(known[1], scored.by_prompt.get(arm, {}))
+        told = _reliability(known[1], scored.by_prompt.get(arm, {}))
         eta = values[1]
         found.append(
             EtaOf(
@@ -100,9 +97,11 @@ def etas(scored: Scored, outcomes: Sequence[Outcome], control: str, arm: str) ->
                 high=None if half is None or eta is None else min(eta + half, 1.0),
                 bound=bound,
                 conversations=len(known[1]),
-                reliability=reliability,
-                bias=bias,
+                reliability=told.agreement,
+                bias=told.bias,
                 note=note,
+                reliability_low=told.agreement_low,
+                reliability_high=told.agreement_high,
             )
         )
     return tuple(found)
@@ -180,14 +179,8 @@ def _half_width(known: Sequence[tuple[Outcome, float]]) -> float | None:
     )
 
 
-def _reliability(known: Sequence[tuple[Outcome, float]], truth: dict[str, float]) -> tuple[float | None, float | None]:
-    """Squared correlation with η_task over prompts, and mean difference; None with too few prompts or where nothing varies."""
+def _reliability(known: Sequence[tuple[Outcome, float]], truth: dict[str, float]) -> Trust:
+    """Of this method, against η_task over prompts; nothing with too few of them."""
     told = {prompt: _by_tokens(held) for prompt, held in _of_prompts(known).items()}
     both = [(value, truth[prompt]) for prompt, value in told.items() if value is not None and prompt in truth]
-    if len(both) < LEAST_PROMPTS:
-        return None, None
-    here, there = np.array(both).T
-    bias = float((here - there).mean())
-    if min(np.ptp(here), np.ptp(there)) < _ALIKE:
-        return None, bias
-    return float(np.corrcoef(here, there)[0, 1] ** 2), bias
+    return compare(both) if len(both) >= LEAST_PROMPTS else Trust(len(both), None, None, None)

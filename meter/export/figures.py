@@ -7,13 +7,17 @@ from etameter.claims import draft_waste_of
 from etameter.footprint import JOULES_PER_WH
 from etameter.ledger import RequestRow
 from etameter.slack.reading import Part, Reading
+from etameter.slack.reliability import Reliability
 
 SUMS: Final = ("prompt_j", "output_j", "prompt_tokens", "cached_tokens", "output_tokens", "first_tokens")
 """Joules of requests, and the tokens that they paid for."""
 MAX_SPANS: Final = 100
 """Of a response; more would not be told apart in a bar."""
 
+NOT_AUDITED: Final = Reliability()
+
 _SLACK, _SLACK_J = "slack ", "slack_j "
+_NOTHING: Final = 0.0, 0.0
 
 
 def per_token(sums: Mapping[str, float]) -> dict[str, float | None]:
@@ -29,7 +33,7 @@ def per_token(sums: Mapping[str, float]) -> dict[str, float | None]:
     }
 
 
-def weighted(row: RequestRow, reading: Reading, *, reliable: bool | None = None) -> dict[str, float]:
+def weighted(row: RequestRow, reading: Reading, reliability: Reliability) -> dict[str, float]:
     """What was found in a response, weighted by its output tokens, so that it can be summed."""
     tokens, output_j = row.record.output_tokens, row.energy.output_j - draft_waste_of(row)
     return {
@@ -38,10 +42,12 @@ def weighted(row: RequestRow, reading: Reading, *, reliable: bool | None = None)
         "lenient_at_most": tokens * reading.lenient_at_most,
         "low": tokens * reading.interval[0],
         "unclassified": tokens * reading.unclassified,
-        "reliable_tokens": 0 if reading.reliability is None else tokens,
-        "reliability": 0.0 if reading.reliability is None else tokens * reading.reliability,
-        "trusted": tokens if reliable else 0,
-        "distrusted": tokens if reliable is False else 0,
+        "audited_tokens": 0 if reliability.agreement is None else tokens,
+        "reliability": tokens * (reliability.agreement or 0.0),
+        "reliability_low": tokens * (reliability.interval or _NOTHING)[0],
+        "reliability_high": tokens * (reliability.interval or _NOTHING)[1],
+        "trusted": tokens if reliability.reliable else 0,
+        "distrusted": tokens if reliability.reliable is False else 0,
         **{_SLACK + category: tokens * share for category, share in reading.slack.items()},
         **{_SLACK_J + category: output_j * reading.spent_on(category)[0] for category in reading.slack},
     }
@@ -50,14 +56,18 @@ def weighted(row: RequestRow, reading: Reading, *, reliable: bool | None = None)
 def bound(sums: Mapping[str, float]) -> dict[str, object] | None:
     """A bound on lenient η over such sums; None without any token. The reliability is that of all responses, or nobody's.
 
-    One response whose arm audits found unreliable makes the whole unreliable.
+    Its interval is the mean of theirs: as wide as if all arms erred alike. One response whose arm audits found unreliable makes the whole unreliable.
     """
     tokens = sums.get("tokens", 0)
     if not tokens:
         return None
+    is_audited = sums["audited_tokens"] == tokens
     return {
         **{name: sums[name] / tokens for name in ("lenient_at_most", "low", "unclassified")},
-        "reliability": sums["reliability"] / tokens if sums["reliable_tokens"] == tokens else None,
+        "reliability": sums["reliability"] / tokens if is_audited else None,
+        "reliability_interval": [sums["reliability_low"] / tokens, sums["reliability_high"] / tokens]
+        if is_audited
+        else None,
         "reliable": False if sums["distrusted"] else True if sums["trusted"] == tokens else None,
         "responses": sums["responses"],
         "slack": {n.removeprefix(_SLACK): each / tokens for n, each in sums.items() if n.startswith(_SLACK)},
@@ -65,14 +75,15 @@ def bound(sums: Mapping[str, float]) -> dict[str, object] | None:
     }
 
 
-def eta_told(found: Reading | str) -> dict[str, object]:
+def eta_told(found: Reading | str, reliability: Reliability = NOT_AUDITED) -> dict[str, object]:
     if isinstance(found, str):
         return {"eta": None, "eta_reason": found}
     eta = {
         "lenient_at_most": found.lenient_at_most,
         "low": found.interval[0],
         "unclassified": found.unclassified,
-        "reliability": found.reliability,
+        "reliability": reliability.agreement,
+        "reliability_interval": None if reliability.interval is None else list(reliability.interval),
         "slack": dict(found.slack),
         "spans": _spans(found.parts),
     }

@@ -11,13 +11,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Final, NamedTuple, Protocol
 
-from etameter.export.figures import SUMS, bound, eta_told, per_token, weighted
+from etameter.export.figures import NOT_AUDITED, SUMS, bound, eta_told, per_token, weighted
 from etameter.export.receipts import NOT_MEASURED, is_measured
 from etameter.export.traces import STEP_NS, Trace, Window, add_to
 from etameter.footprint import JOULES_PER_WH
 from etameter.ledger import RequestRow
 from etameter.records import Balance, Finding, Source, weakest
 from etameter.slack.reading import Reading
+from etameter.slack.reliability import Reliability
 
 SCHEMA_VERSION: Final = 1
 WINDOW_S: Final = 60
@@ -166,6 +167,11 @@ class Live:
             if item.gpu_uuid in self._traces:
                 self._traces[item.gpu_uuid].add(item)
 
+    def joined(self, board: Board) -> None:
+        """A device is metered from now on."""
+        self._boards += (board,)
+        self._traces[board.gpu_uuid] = Trace(board.gpu_uuid)
+
     def limited(self, gpu_uuid: str, power_limit_w: float | None) -> None:
         """The most that a device may draw: more than that is no measurement."""
         if gpu_uuid in self._traces:
@@ -223,12 +229,14 @@ class Live:
         if len(self._requests) > KEPT_REQUESTS:
             self._requests.popitem(last=False)
 
-    def classified(self, row: RequestRow, reading: Reading, now_ns: int, *, reliable: bool | None = None) -> None:
+    def classified(
+        self, row: RequestRow, reading: Reading, now_ns: int, reliability: Reliability = NOT_AUDITED
+    ) -> None:
         """A settled request of which it is known how much was slack, perhaps before it is `finished`."""
-        amounts = weighted(row, reading, reliable=reliable)
+        amounts = weighted(row, reading, reliability)
         add_to(self._group(row.record.model, row.record.arm).found, amounts)
         self._found_now.add(now_ns, amounts)
-        self._tell(key_of(row.engine, row.engine_started_ns, row.number), eta_told(reading), now_ns)
+        self._tell(key_of(row.engine, row.engine_started_ns, row.number), eta_told(reading, reliability), now_ns)
 
     def wasted(self, row: RequestRow, waste: str, joules: float, now_ns: int) -> None:
         """So much of a settled request's output was lost, perhaps before it is `finished`; nothing, where it was not lost in this way."""

@@ -10,6 +10,7 @@ from etameter.ledger import RequestRow
 from etameter.records import weakest
 from etameter.slack.labels import Waste
 from etameter.slack.reading import NEEDS, Reading
+from etameter.slack.reliability import Reliability
 
 UNKNOWN_REQUEST = "unknown_request"
 """Reason: no step of this request has been seen (yet)."""
@@ -73,12 +74,10 @@ def energy_object(rows: Sequence[RequestRow], counter: str) -> dict[str, object]
     return figure
 
 
-def eta_fields(
-    rows: Sequence[RequestRow], found: Reading | str, trust: tuple[float | None, bool | None] = (None, None)
-) -> dict[str, object]:
+def eta_fields(rows: Sequence[RequestRow], found: Reading | str, reliability: Reliability) -> dict[str, object]:
     """`eta`: what of the response's output was required, or a bound on that, and its tokens and joules by category; null for the reason in `eta_reason`.
 
-    `trust`: how far it agrees with audits, and whether that is enough. What the method doesn't tell has no key. Joules are those of `output_joules` less `draft_waste_joules`, so that none of these is counted twice.
+    `reliability` is that of its method in this arm. What the method doesn't tell has no key. Joules are those of `output_joules` less `draft_waste_joules`, so that none of these is counted twice.
     """
     if isinstance(found, str):
         return {"eta": None, "eta_reason": found}
@@ -96,8 +95,9 @@ def eta_fields(
             "method": found.method,
             "unit": found.unit,
             "joules_by": "tokens" if found.spent is None else "time",
-            "reliability": trust[0],
-            "reliable": trust[1],
+            "reliability": reliability.agreement,
+            "reliability_interval": None if reliability.interval is None else list(reliability.interval),
+            "reliable": reliability.reliable,
             **needs,
             "slack": {category: each for category, each in by_category.items() if category not in NEEDS},
         }

@@ -45,6 +45,17 @@ class Trust:
 
 
 @dataclass(frozen=True, slots=True)
+class Reliability:
+    """How far the η of an arm is to be trusted, as it stands beside that η."""
+
+    agreement: float | None = None
+    interval: tuple[float, float] | None = None
+    """95 % of the agreement; there where the agreement is."""
+    reliable: bool | None = None
+    """Whether η may be shown without a warning; None where nobody knows."""
+
+
+@dataclass(frozen=True, slots=True)
 class Mean:
     """η of an arm over sampled answers, and the half-width of its 95 % interval by their sampling; None with fewer than ten."""
 
@@ -54,10 +65,13 @@ class Mean:
 
 
 def trust(pairs: Sequence[Pair]) -> Trust:
-    """Compare what was said with what was found. Under `LEAST_PAIRS` nothing is told but their number."""
+    """As `compare`; under `LEAST_PAIRS` nothing is told but their number."""
+    return compare(pairs) if len(pairs) >= LEAST_PAIRS else Trust(len(pairs), None, None, None)
+
+
+def compare(pairs: Sequence[Pair]) -> Trust:
+    """Compare what was said with what was found, of four pairs or more."""
     count = len(pairs)
-    if count < LEAST_PAIRS:
-        return Trust(count, None, None, None)
     said, found = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
     mean_said, mean_found = math.fsum(said) / count, math.fsum(found) / count
     var_said = math.fsum((each - mean_said) ** 2 for each in said)

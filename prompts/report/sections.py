@@ -134,7 +134,7 @@ def etas(record: Record) -> Html | None:
             share_of_all(each.control),
             share_of_all(each.arm, each.low, each.high),
             each.bound or "",
-            plain(each.reliability, ".2f"),
+            plain(each.reliability, ".2f", each.reliability_low, each.reliability_high),
             plain(each.bias, "+.3f"),
             str(each.conversations),
             each.note,

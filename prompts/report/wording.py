@@ -99,9 +99,14 @@ def exactly(value: float, written: str) -> Html:
     return tag("data", written, value=repr(value))
 
 
-def plain(value: float | None, form: str = ".3g") -> Html:
-    """A figure that is no energy."""
-    return Html(UNKNOWN) if value is None else exactly(value, format(value, form).replace("-", "−"))
+def plain(value: float | None, form: str = ".3g", low: float | None = None, high: float | None = None) -> Html:
+    """A figure that is no energy, with its interval where it has one."""
+    if value is None:
+        return Html(UNKNOWN)
+    told, *ends = (
+        exactly(each, format(each, form).replace("-", "−")) for each in (value, low, high) if each is not None
+    )
+    return told if low is None or high is None else join(told, _between(*ends))
 
 
 def share_of_all(value: float | None, low: float | None = None, high: float | None = None) -> Html:
@@ -114,7 +119,11 @@ def interval(low: float | None, high: float | None) -> Html | None:
     if low is None or high is None:
         return None
     ends = [exactly(end, f"{100 * end:.1f}".replace("-", "−")) for end in (low, high)]
-    return tag("span", " [", ends[0], ", ", ends[1], "]", class_="interval")
+    return _between(*ends)
+
+
+def _between(low: Html, high: Html) -> Html:
+    return tag("span", " [", low, ", ", high, "]", class_="interval")
 
 
 def percent(value: float | None) -> str:

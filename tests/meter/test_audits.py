@@ -15,7 +15,7 @@ from etameter.classifier import Classifier
 from etameter.ledger import Ledger, RequestRow
 from etameter.readings import Checked, Judged
 from etameter.slack.reading import Reading
-from etameter.slack.reliability import LEAST_PAIRS, Mean, Trust
+from etameter.slack.reliability import LEAST_PAIRS, Mean, Reliability, Trust
 from tests.meter.test_ledger import RECEIPT, resume, row, written
 
 pytestmark = pytest.mark.unit
@@ -233,11 +233,12 @@ def test_what_was_audited_before_is_known_again(tmp_path: Path) -> None:
     assert deep_trust.bias == pytest.approx(-(LEAST_PAIRS - 1) / LEAST_PAIRS / 4)
     assert fast_task.agreement == 0.0
     assert fast_task.slope == pytest.approx(-1.0)
-    agreement, reliable = audits.trust("m", "entrace", "deep")
-    assert agreement == pytest.approx(1.0)
-    assert reliable is True
-    assert audits.trust("m", "entrace", "fast") == (None, None)
-    assert audits.trust("m", "concise", "fast") == (None, None)
+    deep_says = audits.reliability("m", "entrace", "deep")
+    assert deep_says.agreement == pytest.approx(1.0)
+    assert deep_says.interval == (deep_trust.agreement_low, deep_trust.agreement_high) != (None, None)
+    assert deep_says.reliable is True
+    assert audits.reliability("m", "entrace", "fast") == Reliability()
+    assert audits.reliability("m", "concise", "fast") == Reliability()
 
 
 def test_wrong_answers_say_nothing_of_how_well_eta_is_told(tmp_path: Path) -> None:
@@ -255,7 +256,7 @@ def test_a_judge_who_disagrees_with_tasks_makes_all_unreliable(tmp_path: Path) -
     audits._tell(("m", "entrace"))
     assert told.trust["fast"].agreement == pytest.approx(1.0)
     assert told.verdict is False
-    assert audits.trust("m", "entrace", "fast")[1] is False
+    assert audits.reliability("m", "entrace", "fast").reliable is False
 
 
 def test_samples_that_were_dropped_are_counted(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from etameter.export.receipts import eta_fields
 from etameter.ledger import SCHEMA_VERSION, Ledger, RequestRow
 from etameter.slack.fast import Labelled
 from etameter.slack.reading import BUSY, FAILED, NO_TEXT, TOO_LONG, Reading, read
+from etameter.slack.reliability import Reliability
 from etameter.slack.tokens import Counted, by_length
 from tests.meter.test_ledger import RECEIPT, resume, row, written
 
@@ -160,7 +161,7 @@ def test_what_cant_be_classified_is_counted_with_its_cause(message: dict[str, ob
         classifier.told(RECEIPT, message)
         await ready(classifier)
         assert classifier.of(RECEIPT) == cause
-        assert eta_fields([row(0)], cause) == {"eta": None, "eta_reason": cause}
+        assert eta_fields([row(0)], cause, Reliability()) == {"eta": None, "eta_reason": cause}
 
     assert run(work).causes == [cause]
 
@@ -299,7 +300,7 @@ def test_joules_of_slack_are_those_that_its_tokens_took() -> None:
     found = read(RECEIPT, ["a"], ["x" * 8], classify, by_characters)
     assert found is not None
     spent = replace(row(0), curve=STEEP)  # 5 tokens: the first quarter is the first and a quarter of the second
-    eta: Any = eta_fields([spent], found)["eta"]
+    eta: Any = eta_fields([spent], found, Reliability())["eta"]
     share = 0.125 / 4.0
     assert eta["joules_by"] == "time"
     assert eta["slack"]["preamble"] == {
@@ -359,7 +360,7 @@ def test_slack_and_the_rest_are_the_output_s_joules(
     assert found is not None
     of = replace(row(0), curve=STEEP if by_time else None)
     of = replace(of, energy=replace(of.energy, draft_waste_j=draft_waste_j))
-    eta: Any = eta_fields([of], found)["eta"]
+    eta: Any = eta_fields([of], found, Reliability())["eta"]
     parts = [*eta["slack"].values(), *(eta[need] for need in ("required", "optional") if need in eta)]
     whole = {"tokens": 5.0, "joules": 2.0 - min(draft_waste_j, 2.0), "marginal_joules": 0.5 * 2 / 3}
     everything = all(label is not None for spans in choices for _, label in spans)
@@ -371,9 +372,15 @@ def test_slack_and_the_rest_are_the_output_s_joules(
 
 def test_slack_has_its_share_of_output_tokens_and_joules() -> None:
     reading = Reading(RECEIPT, 0.75, (0.5, 0.75), 0.25, "fast", None, {"preamble": 0.25})
-    eta: Any = eta_fields([row(0), row(1)], reading)["eta"]  # each: 5 tokens, 1 J prompt, 2 J output, 0.5 J marginal
+    of_arm = Reliability(0.74, (0.65, 0.81), reliable=True)
+    eta: Any = eta_fields([row(0), row(1)], reading, of_arm)[
+        "eta"
+    ]  # each: 5 tokens, 1 J prompt, 2 J output, 0.5 J marginal
     assert eta["slack"] == {"preamble": {"tokens": 2.5, "joules": 1.0, "marginal_joules": pytest.approx(1 / 6)}}
     assert (eta["lenient_at_most"], eta["interval"], eta["unclassified"]) == (0.75, [0.5, 0.75], 0.25)
+    assert (eta["reliability"], eta["reliability_interval"], eta["reliable"]) == (0.74, [0.65, 0.81], True)
+    unknown: Any = eta_fields([row(0)], reading, Reliability())["eta"]
+    assert (unknown["reliability"], unknown["reliability_interval"], unknown["reliable"]) == (None, None, None)
 
 
 def test_the_ledger_keeps_readings_and_gives_them_tokens_and_joules(tmp_path: Path) -> None:

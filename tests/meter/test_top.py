@@ -20,6 +20,7 @@ from etameter import top
 from etameter.errors import EngineError
 from etameter.export.live import Live, Serving
 from etameter.records import Balance, Edge
+from etameter.slack.reliability import Reliability
 from tests.meter.export.test_live import SECOND, SIMULATED, Charged, reading
 from tests.meter.test_daemon import free_port, until
 from tests.meter.test_ledger import row
@@ -86,8 +87,11 @@ def test_nothing_but_units_is_cut_where_a_terminal_has_eighty_columns() -> None:
 def test_an_eta_that_audits_found_unreliable_is_said_to_be() -> None:
     live = busy()
     assert "UNRELIABLE" not in text_of(top.Dashboard(snapshot(live)))
-    live.classified(row(1), reading(reliability=0.2), 20 * SECOND, reliable=False)
-    assert "0.20: UNRELIABLE" in text_of(top.Dashboard(snapshot(live)))
+    live.classified(row(1), reading(), 20 * SECOND, Reliability(0.2, (0.05, 0.45), reliable=False))
+    told = {"≤ 0.75: UNRELIABLE", "reliability 0.20 [0.05, 0.45]"}
+    assert {words for words in told if words in text_of(top.Dashboard(snapshot(live)), width=120)} == told
+    narrow = text_of(top.Dashboard(snapshot(live)), width=80)
+    assert [word for word in " ".join(told).split() if word not in narrow] == [], "they are in several lines"
 
 
 def test_a_balance_that_does_not_close_is_said() -> None:

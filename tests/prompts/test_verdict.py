@@ -476,10 +476,15 @@ def test_methods_stand_side_by_side_with_their_reliability() -> None:
     fast, lexical = by_method["fast"], by_method["lexical"]
     assert fast.bound == "at most"
     assert fast.reliability is not None
-    assert 0 <= fast.reliability <= 1
+    assert fast.reliability_low is not None
+    assert fast.reliability_high is not None
+    assert 0 <= fast.reliability_low < fast.reliability < fast.reliability_high <= 1
     assert fast.bias is not None
     assert lexical.arm == pytest.approx(0.9)
     assert lexical.reliability is None  # what never varies correlates with nothing
+    assert (lexical.reliability_low, lexical.reliability_high) == (None, None)
+    ends = f"is {fast.reliability:.2f} [{fast.reliability_low:.2f}, {fast.reliability_high:.2f}]"
+    assert any(ends in sentence for sentence in entrace.sentences)
     assert lexical.bias is not None
     assert any("squared correlation" in sentence for sentence in entrace.sentences)
 

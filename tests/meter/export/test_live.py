@@ -22,6 +22,7 @@ from etameter.export.live import (
 )
 from etameter.records import Balance, Edge, Source
 from etameter.slack.reading import Part, Reading
+from etameter.slack.reliability import Reliability
 from tests.meter.test_ledger import RECEIPT, row
 
 pytestmark = pytest.mark.unit
@@ -53,8 +54,8 @@ def told(of: Live, now_ns: int = 20 * SECOND, since_ns: int = 0, **parts: Any) -
     return json.loads(json.dumps(of.snapshot(now_ns, 1e9 + 10.0, since_ns=since_ns, **parts)))
 
 
-def reading(preamble: float = 0.25, reliability: float | None = None) -> Reading:
-    return Reading(RECEIPT, 1.0 - preamble, (0.5, 1.0 - preamble), 0.1, "fast", reliability, {"preamble": preamble})
+def reading(preamble: float = 0.25) -> Reading:
+    return Reading(RECEIPT, 1.0 - preamble, (0.5, 1.0 - preamble), 0.1, "fast", None, {"preamble": preamble})
 
 
 def test_before_anything_is_known_nothing_is_zero_and_every_gap_has_its_reason() -> None:
@@ -181,7 +182,7 @@ def test_slack_is_weighted_by_tokens_whichever_comes_first() -> None:
     other = replace(other, record=replace(other.record, output_tokens=15))
     of = live()
     of.finished(one, "a", "not_classified_yet", 20 * SECOND)
-    of.classified(one, reading(0.2, reliability=0.5), 20 * SECOND)
+    of.classified(one, reading(0.2), 20 * SECOND, Reliability(0.5, (0.3, 0.7), reliable=True))
     of.classified(other, reading(0.4), 20 * SECOND)
     of.finished(other, "b", reading(0.4), 20 * SECOND)
     snapshot = told(of)
@@ -189,12 +190,24 @@ def test_slack_is_weighted_by_tokens_whichever_comes_first() -> None:
     assert eta["lenient_at_most"] == pytest.approx((5 * 0.8 + 15 * 0.6) / 20)
     assert eta["slack"] == {"preamble": pytest.approx((5 * 0.2 + 15 * 0.4) / 20)}
     assert eta["slack_j"] == {"preamble": pytest.approx(2 * 0.2 + 6 * 0.4)}
-    assert eta["reliability"] is None, "that of one response is not known"
+    assert (eta["reliability"], eta["reliability_interval"]) == (None, None), "that of one response is not known"
+    assert [request["eta"]["reliability"] for request in snapshot["requests"]] == [0.5, None]
     assert [request["eta"]["lenient_at_most"] for request in snapshot["requests"]] == [0.8, 0.6]
     assert snapshot["arms"][0]["eta"]["responses"] == 2
+
+
+def test_reliability_is_weighted_by_tokens_with_its_interval() -> None:
+    one, other = row(1), row(2)
+    other = replace(other, record=replace(other.record, output_tokens=15))
     of = live()
-    of.classified(one, reading(0.2, reliability=0.5), 20 * SECOND)
-    assert told(of)["now"]["eta"]["reliability"] == pytest.approx(0.5)
+    of.classified(one, reading(), 20 * SECOND, Reliability(0.5, (0.3, 0.7), reliable=True))
+    of.classified(other, reading(), 20 * SECOND, Reliability(0.7, (0.5, 0.9), reliable=True))
+    eta = told(of)["now"]["eta"]
+    assert eta["reliability"] == pytest.approx((5 * 0.5 + 15 * 0.7) / 20)
+    assert eta["reliability_interval"] == [
+        pytest.approx((5 * 0.3 + 15 * 0.5) / 20),
+        pytest.approx((5 * 0.7 + 15 * 0.9) / 20),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -205,7 +218,7 @@ def test_one_arm_that_audits_found_unreliable_makes_the_whole_so(
 ) -> None:
     of = live()
     for number, reliable in enumerate(verdicts):
-        of.classified(row(number), reading(), 20 * SECOND, reliable=reliable)
+        of.classified(row(number), reading(), 20 * SECOND, Reliability(reliable=reliable))
     assert told(of)["now"]["eta"]["reliable"] is whole
 
 

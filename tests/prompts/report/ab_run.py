@@ -238,7 +238,9 @@ class Distinct:
             high=None if bound else high,
             bound=bound,
             conversations=140,
-            reliability=None if sure else self.share(),
+            reliability=None if sure else self.share(0.4, 0.6),
+            reliability_low=None if sure else self.share(0.1, 0.3),
+            reliability_high=None if sure else self.share(0.7, 0.9),
             bias=None if sure else self.share(-0.1, 0.1),
             note="as it was said",
         )
