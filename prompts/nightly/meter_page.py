@@ -79,7 +79,7 @@ def of_meter(page: Page | None, source: Source) -> list[Figure]:
     ]
     if not agreed:
         return [*found, unknown(STAGE, "eta_reliability", source, "no audit of η has told it")]
-    return [*found, known(STAGE, "eta_reliability", source, Estimate(min(agreed) ** 2, None, None, len(agreed)))]
+    return [*found, known(STAGE, "eta_reliability", source, Estimate(min(agreed), None, None, len(agreed)))]
 
 
 def _coefficient(page: Page, name: str, metric: str, source: Source) -> Figure:
