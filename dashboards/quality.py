@@ -226,11 +226,16 @@ def _audits() -> list[Any]:
         rows(
             "Reliability of η",
             "What η says against what audits found, within each arm. fast: its bound against judges; deep: judges against tasks whose answer is known; "
-            "fast_task: the bound against those. Agreement is the squared correlation: of a gain in η, this share is a gain. Bias: how much too high. "
+            "fast_task: the bound against those. Agreement is the squared correlation: of a gain in η, this share is a gain; low and high are its 95 % interval. "
+            "Bias: how much too high. "
             "Slope: 1 where a difference means what it says.",
             tuple(
-                (statistic, unit, now(f'etameter_eta_reliability{{statistic="{statistic}", {OF}}}'))
-                for statistic, unit in (("agreement", "short"), ("bias", "short"), ("slope", "short"))
+                (
+                    statistic.replace("_", ", "),
+                    "short",
+                    now(f'etameter_eta_reliability{{statistic="{statistic}", {OF}}}'),
+                )
+                for statistic in ("agreement", "agreement_low", "agreement_high", "bias", "slope")
             ),
             by=("model_name", "arm", "tier"),
             span=16,

@@ -88,7 +88,9 @@ def _audit(metrics: Metrics, arm: str, number: int) -> None:
     agreement = RELIABLE[arm]
     less: Mapping[Tier, float] = {"fast": 0.0, "deep": 0.1, "fast_task": 0.2}
     for tier, by in less.items():
-        metrics.reliability(MODEL, arm, tier, Trust(40, agreement - by, 0.1 + by, 1.0 - by))
+        metrics.reliability(
+            MODEL, arm, tier, Trust(40, agreement - by, 0.1 + by, 1.0 - by, agreement - 0.2, agreement + 0.02)
+        )
     metrics.sampled(MODEL, arm, "strict", Mean(strict, 0.04, 40))
     metrics.sampled(MODEL, arm, "lenient", Mean(lenient, 0.03, 40))
     metrics.trusted(MODEL, arm, reliable=agreement >= 0.5)

@@ -48,7 +48,7 @@ export function figures(holder, snapshot, lost) {
     perToken("Prompt", now.prompt_j_per_token, now.prompt_wh_per_token, now.prompt_reason),
     figure("η, lenient", eta === null ? missing(eta_code) : ["≤ ", share(eta.lenient_at_most)], "of the output", null, eta === null ? [reason(eta_code)] : [
       `${share(eta.low)} to ${share(eta.lenient_at_most)}; ${percent(eta.unclassified)} not classified`,
-      `reliability ${eta.reliability === null ? "–, not audited yet" : share(eta.reliability)}${eta.reliable === false ? ": UNRELIABLE by audits" : ""}, ${over}`,
+      `reliability ${eta.reliability === null ? "–, not audited yet" : `${share(eta.reliability)} [${eta.reliability_interval.map(share).join(", ")}]`}${eta.reliable === false ? ": UNRELIABLE by audits" : ""}, ${over}`,
     ]),
     figure("Requests", lost ? missing("no_connection") : String(running), "running", null, [`${finished.toLocaleString("en-US")} settled since the meter began`]),
   ];
