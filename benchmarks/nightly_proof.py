@@ -5,7 +5,7 @@
 Two nights, of which the second has to be the same as the first; and a third in which the simulated board takes 10 % more energy for everything, which has to be a regression of that
 size. Each takes up to 13 minutes. Nobody else should use the machine: the board's energy is a model's, and how many requests are answered at once is the CPU's.
 
-With --out nights are kept, and those that are there already are not run again. Not for machines whose energy is measured: no counter can be told to tell more.
+With --out nights are kept, and those that are there already and are complete are not run again; of more than three the first three are told. Not for machines whose energy is measured: no counter can be told to tell more.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.report import Goal, finish
+from etameter import config
 from etameter.counters.simulated import GAIN_VARIABLE
 from etameter.prompts.nightly import history
 from etameter.prompts.nightly.night import Night
@@ -26,27 +27,51 @@ from etameter.prompts.nightly.verdict import Verdict, judge
 
 CONFIG: Final = Path(__file__).parent / "nightly_smoke.toml"
 MORE: Final = 0.10
+TIMES_ENERGY: Final = (1.0, 1.0, 1 + MORE)
+"""Of the three nights."""
 SIZE: Final = 0.02
 """By so much the change may be told wrong."""
 
 
-def night(runs: Path, more: float) -> None:
+def night(runs: Path, times: float) -> None:
     """Runs one to its end. Exits where it could not be measured."""
-    told = {**os.environ, "ETAMETER_NIGHTLY__RUNS": str(runs), GAIN_VARIABLE: f"{1 + more:g}"}
+    told = {**os.environ, "ETAMETER_NIGHTLY__RUNS": str(runs), GAIN_VARIABLE: f"{times:g}"}
     code = subprocess.run([sys.executable, "-m", "etameter", "nightly", str(CONFIG)], env=told, check=False).returncode
     if code not in (0, 3):
         sys.exit(code)
 
 
-def nights(runs: Path) -> Sequence[Night]:
-    for number, more in enumerate((0.0, 0.0, MORE)):
-        found = history.nights(runs)
-        if len(found) <= number:
-            night(runs, more)
-            found = history.nights(runs)
-        if found[-1].run.source != "simulated":
+def nights(runs: Path) -> list[Night]:
+    """Three of them, those that are missing run now. Exits where those that are there are no such nights."""
+    for number, times in enumerate(TIMES_ENERGY):
+        if len(found := complete(runs)) <= number:
+            night(runs, times)
+            found = complete(runs)
+        if any(each.run.source != "simulated" for each in found):
             sys.exit("etameter: this machine's energy is measured, and can't be raised by 10 %")
-    return found
+        took = tuple(times_energy(each) for each in found)
+        if took[: number + 1] != TIMES_ENERGY[: number + 1]:
+            sys.exit(
+                f"etameter: the nights in {runs} took {_listed(took)} times the model's energy, and the first should have taken {_listed(TIMES_ENERGY)} times: name an empty folder"
+            )
+    if more := found[len(TIMES_ENERGY) :]:
+        print(f"{runs} holds {len(more)} more: what follows is of {', '.join(each.run.run_id for each in found[:3])}")
+    return found[:3]
+
+
+def complete(runs: Path) -> list[Night]:
+    """Of this job, oldest first; one that ended in another way proves nothing."""
+    told = history.nights(runs, config.load(CONFIG).nightly.name)
+    return [each for each in told if each.run.status == "complete"]
+
+
+def times_energy(told: Night) -> float:
+    """What its board took of what the model says."""
+    return float(told.run.details["sessions"][0]["boards"][0].get("times_energy", 1.0))
+
+
+def _listed(numbers: Sequence[float]) -> str:
+    return ", ".join(f"{number:g}" for number in numbers)
 
 
 def size(verdict: Verdict) -> float | None:
