@@ -317,7 +317,9 @@ class Meter:
             if self._recording is None
             else Recorder(self._recording, devices, self._boot_id, resume, about=self._about())
         )
-        accounts.limited(self._limits_w)  # as last heard: to ask would be to wait for a driver that stalls, or to end with one that fails
+        accounts.limited(
+            self._limits_w
+        )  # as last heard: to ask would be to wait for a driver that stalls, or to end with one that fails
         return accounts
 
     def _about(self) -> dict[str, object]:
@@ -372,7 +374,7 @@ class Meter:
             self._metrics.device(each.gpu_uuid, each.board_name, each.kind, name)
             self._display.joined(each)
             if self._otlp is not None:
-                self._otlp.joined(each)
+                self._otlp.joined(each.gpu_uuid, each.board_name)
             logger.info("metering %s of %s, too", each.gpu_uuid, name)
         self._counters += [each for _, each in new]
         known = [(node.name, each) for node in nodes for each in node.counters if each.gpu_uuid in limits_w]
@@ -467,6 +469,8 @@ class Meter:
             self._metrics.watched(uuid, missed_edges=missed_edges, throttled=throttled[uuid], neighbours=neighbours)
         self._metrics.socket(dropped=self._socket.dropped)
         self._metrics.listeners(dropped=self._events.dropped)
+        if self._stored is not None:
+            self._metrics.texts(dropped=self._stored.dropped)
         self._metrics.backlog(
             waiting=len(self._writing),
             dropped=sum(each.backlog.dropped for each in (self._classifier, self._claims, self._audits)),

@@ -349,6 +349,10 @@ class Metrics:
         self._registry.set(health.LEDGER_WAITING, waiting)
         self._registry.advance(health.LEDGER_DROPPED, dropped)
 
+    def texts(self, *, dropped: int) -> None:
+        """Responses so far whose texts should have been kept."""
+        self._registry.advance(health.TEXTS_DROPPED, dropped)
+
     def exports(self, outcomes: Mapping[str, int]) -> None:
         """Pushes over OTLP so far, by what became of them."""
         for outcome, count in outcomes.items():

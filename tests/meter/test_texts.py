@@ -1,5 +1,6 @@
 import sqlite3
 import stat
+import threading
 from pathlib import Path
 
 import pytest
@@ -52,12 +53,38 @@ def test_a_disk_that_fails_or_is_slow_loses_texts_and_says_so(
         db.execute("DROP TABLE texts")
     told = {"prompts": [], "responses": ["secret"]}
     stored.add("a", told, 5.0)
-    monkeypatch.setattr(texts, "WAITING_LIMIT", 0)
+    monkeypatch.setattr(texts, "WAITING_LIMIT_BYTES", 0)
     stored.add("b", told, 5.0)
     stored.close()
+    assert stored.dropped == 2
     assert "can't be stored" in caplog.text
     assert "too slow" in caplog.text
     assert "secret" not in caplog.text
+
+
+def test_what_waits_is_bounded_by_its_size_and_makes_room_once_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(texts, "WAITING_LIMIT_BYTES", 20_000)
+    stored = Texts(tmp_path / "texts.db")
+    told = {"prompts": ["Zoë?"], "responses": ["é" * 2_000]}  # as kept: six bytes each
+    begun, goes_on = threading.Event(), threading.Event()
+
+    def hang() -> None:
+        begun.set()
+        assert goes_on.wait(60)
+
+    stored._thread.submit(hang)  # as a disk may
+    assert begun.wait(60)
+    for receipt_id in ("a", "b", "c"):
+        stored.add(receipt_id, told, 5.0)
+    assert stored.dropped == 2
+    goes_on.set()
+    stored._thread.submit(int).result(60)  # what was before it is written
+    stored.add("d", told, 5.0)
+    stored.close()
+    assert [row[0] for row in rows(tmp_path / "texts.db")] == ["a", "d"]
+    assert stored.dropped == 2
 
 
 def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:

@@ -62,6 +62,13 @@ LEDGER_DROPPED = Declaration(
     (),
     "What was found of answers, that is their slack or their loss, and is in no ledger because too much of it waited while the ledger could not be written.",
 )
+TEXTS_DROPPED = Declaration(
+    "etameter_texts_dropped_total",
+    "counter",
+    "responses",
+    (),
+    "Responses whose texts are not kept although `[meter] store_text` is set, because the disk was too slow or failed.",
+)
 OTLP_EXPORTS = Declaration(
     "etameter_otlp_exports_total",
     "counter",

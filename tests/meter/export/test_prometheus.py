@@ -118,6 +118,7 @@ def _filled(clock: _Clock) -> Metrics:
     metrics.ring("engine-0", lost_records=4, torn_records=1)
     metrics.socket(dropped=2)
     metrics.backlog(waiting=2, dropped=1)
+    metrics.texts(dropped=3)
     reading = Reading("0" * 32, 0.75, (0.5, 0.75), 0.0, "fast", None, {"preamble": 0.25, "unspecified": 0.5})
     metrics.classified(_row(), reading)
     needed = {"required": 0.5, "optional": 0.25}
