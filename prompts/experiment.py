@@ -132,9 +132,9 @@ class Experiment:
 
     def _check_machine(self) -> None:
         """A run's blocks are compared with each other, so that they have to come from the same counters."""
-        here = [each["board"] for each in self.boards.describe()], self.joules.source
+        here = _named(self.boards.describe()), self.joules.source
         for session in self.journal.told.sessions:
-            there = [each["board"] for each in session["boards"]], session["source"]
+            there = _named(session["boards"]), session["source"]
             if here != there:
                 raise ExperimentError(
                     f"the run was begun on {', '.join(there[0])} ({there[1]}), and this is {', '.join(here[0])} ({here[1]})",
@@ -337,6 +337,14 @@ class Experiment:
                 paces_s = self._pace_s.get(block.part, seen)
                 left_s += sum(paces_s) / len(paces_s)
         return left_s
+
+
+def _named(boards: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A simulated board that was told to take more is another."""
+    return [
+        each["board"] + (f" at {each['times_energy']:g} times its energy" if "times_energy" in each else "")
+        for each in boards
+    ]
 
 
 def _refuse_strangers(failures: Sequence[Fault]) -> None:

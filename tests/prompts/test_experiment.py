@@ -409,6 +409,17 @@ def test_a_run_goes_on_only_where_it_was_begun(tmp_path: Path, kill_after: Calla
         bench.go_on(tmp_path, plan, Upstream(bench.says), boards=bench.Looks(name="another board"))
 
 
+def test_it_does_not_go_on_with_a_simulated_board_that_takes_more(tmp_path: Path) -> None:
+    class Dearer(bench.Looks):
+        def describe(self) -> list[dict[str, Any]]:
+            return [{**board, "times_energy": 1.1} for board in super().describe()]
+
+    plan = bench.plan()
+    bench.done(tmp_path, plan, Upstream(bench.says), boards=Dearer())
+    with pytest.raises(ExperimentError, match=r"was begun on clock at 1\.1 times its energy .*, and this is clock \("):
+        bench.go_on(tmp_path, plan, Upstream(bench.says))
+
+
 def test_with_a_real_sampler_the_joules_are_the_counters_own(tmp_path: Path) -> None:
     class Ticking(bench.Clock):
         def read_mj(self) -> int:
