@@ -44,7 +44,7 @@ def commands() -> str:
     assert isinstance(group, typer.core.TyperGroup)
     parts = [
         "# Commands\n",
-        "Exit codes: 0 done; 2 wrong use or environment, and one line on stderr says what to do; 3 figures that are not as they should be; 4 not comparable; 5 unstable; 130 interrupted.\n",
+        "Exit codes: 0 done; 2 wrong use or environment, and one line on stderr says what to do; 3 figures are not as they should be (a regression, a sum that is off); 4 not comparable; 5 unstable; 130 interrupted.\n",
         _block(group.get_help(context)),
     ]
     return "\n".join([*parts, *_helps(group, context)])
@@ -66,8 +66,9 @@ def config() -> str:
     """Every section and key, with its default and its environment variable."""
     parts = [
         "# Configuration\n",
-        f"From the command line, else the environment, else `{CONFIG_FILE}` in the working directory, else the default.\n",
-        "An unknown section or key is an error, wherever it stands.\n",
+        f"A setting comes from the command line, else from the environment, else from `{CONFIG_FILE}` in the working directory, else it is the default.\n",
+        f"```toml\n# {CONFIG_FILE}\n[meter]\nclassify = true     # as {ENV_PREFIX}METER__CLASSIFY=true in the environment\n```\n",
+        "An unknown section or key is an error, wherever it stands. `none`: not set.\n",
     ]
     sections: dict[str, type[BaseModel]] = {
         "meter": MeterSection,
@@ -206,9 +207,13 @@ def arithmetic() -> str:
     parts = [
         "# The documents' arithmetic, in the open\n",
         (
-            "etameter was made from three documents that reckon with energy, tokens and money. `etameter arithmetic` recomputes what they say from named inputs; "
-            "`--set NAME=VALUE` replaces an input by your own, `--measured RUN` those that a run of `etameter ab` or `etameter nightly` measures, and simulated joules then say so in every cell "
-            "that they reach. The JSON of `etameter demo` in a file does, too; that of `etameter eta branching` gives the bits of a token, `--curve CSV` with lines of hour,value what moving load saves. `--html FILE` writes a page with plots. On this page all inputs are as the documents give them.\n"
+            "etameter was made from three documents that reckon with energy, tokens and money. `etameter arithmetic` recomputes what they claim from named inputs. "
+            "On this page all inputs are as the documents give them. BUSD is a billion US dollars.\n\n"
+            "- `--set NAME=VALUE` replaces an input by your own.\n"
+            "- `--measured RUN` replaces what a run of `etameter ab` or `etameter nightly` has measured; a file with the JSON of `etameter demo` does, too. Simulated joules then say so in every cell that they reach.\n"
+            "- `--measured FILE` with the JSON of `etameter eta branching` gives the bits of a token.\n"
+            "- `--curve CSV`, with lines of hour,value, gives what moving load saves.\n"
+            "- `--html FILE` writes a page with plots.\n"
         ),
         (
             "A claim is *consistent* where it is at most 0.5 % from what follows from its inputs, *rounded* to 5 %, *inconsistent* beyond that, and *impossible* where no value "
@@ -281,7 +286,14 @@ def _is_current(path: Path, text: str) -> bool:
 
 
 def _default(field: FieldInfo) -> str:
-    return "none" if field.default is None else str(field.default) or "empty"
+    """As TOML has it, without quotes."""
+    if field.default is None:
+        return "none"
+    if isinstance(field.default, bool):
+        return str(field.default).lower()
+    if isinstance(field.default, tuple | frozenset):
+        return f"[{', '.join(map(str, field.default))}]"
+    return str(field.default) or "empty"
 
 
 def _block(text: str) -> str:
