@@ -34,7 +34,7 @@ WEIGHTY: Final[Mapping[str, str]] = {
 }
 """What makes two runs not comparable if it differs, by its name in what a table is about."""
 _OF_THE_MOMENT: Final = frozenset({"plan", "suite", "run", "began", "texts", "sessions"})
-_OF_A_BOARD: Final = ("board", "power_limit_w")
+_OF_A_BOARD: Final = ("board", "power_limit_w", "times_energy")
 
 
 @dataclass(frozen=True, slots=True)

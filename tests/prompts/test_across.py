@@ -91,6 +91,7 @@ def test_the_interval_adds_two_variances() -> None:
         ("source", "measured", "where joules come from"),
         ("loads", {"concurrency": 1}, "the load"),
         ("boards", [{"board": "A100", "power_limit_w": 400.0}], "the boards"),
+        ("boards", [{"board": "H100", "power_limit_w": 700.0, "times_energy": 1.1}], "'times_energy': 1.1}] in b"),
     ],
 )
 def test_what_differs_is_warned_of_first(key: str, value: object, told: str) -> None:
