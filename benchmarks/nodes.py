@@ -101,13 +101,14 @@ def measure(directory: Path, gpus: int, period_ns: int, behind_ms: float, second
             command, env={**os.environ, **board.environment()}, cwd=ROOT, stderr=subprocess.DEVNULL
         ) as sampler:
             first = Node(f"127.0.0.1:{port}", "")
-            first.open(20.0)  # until it is there
+            first.start()
+            first.met(20.0)  # until it is there
             first.stop()
             cable = Cable(port, behind_ms * 1e-3)
             node = Node(f"127.0.0.1:{cable.port}", "")
             try:
-                node.open(5.0)
                 node.start()
+                node.met(5.0)
                 time.sleep(WARM_UP_S)
                 return _look(node, cable, sampler.pid, behind_ms, seconds)
             finally:

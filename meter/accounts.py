@@ -81,13 +81,8 @@ class Accounts:
         self._boot_id = boot_id
         self._resume = resume if resume is not None and resume.boot_id == boot_id else None
         self._fits = dict(resume.coefficients) if resume is not None else {}
-        edges = {edge.gpu_uuid: edge for edge in self._resume.last_edges} if self._resume else {}
-        frontiers = self._resume.frontier_ns if self._resume else {}
-        self._devices = {device.gpu_uuid: device for device in devices}
-        self._all_gpus = {
-            uuid: Gpu(uuid, device.board_name, edges.get(uuid), frontiers.get(uuid))
-            for uuid, device in self._devices.items()
-        }
+        self._devices: dict[str, Device] = {}
+        self._all_gpus: dict[str, Gpu] = {}
         self._gpus = self._all_gpus
         self._assembler: StepAssembler | None = None
         self.rank: Rank | None = None
@@ -100,12 +95,32 @@ class Accounts:
         self._read_ns = self._first_read_ns = 0
         self._owners: OrderedDict[str, Owner] = OrderedDict()
         self._stages: dict[str, int] = {}
-        self._settled_before_ns = min(frontiers.values(), default=0)
+        self._settled_before_ns = min(self._resume.frontier_ns.values(), default=0) if self._resume else 0
         self._inherited: dict[int, RequestRow] = {}
         self._lost_rows: list[RequestRow] = []
         self._curves: dict[str, Curve] = {}
         self._foreseen: dict[str, Shares] | None = None
         """None where it has to be computed anew."""
+        self.know(devices)
+
+    def know(self, devices: Sequence[Device]) -> None:
+        """These can be read, in this order, of which some were known before. An engine that is open goes on with those that it has."""
+        resume = self._resume
+        edges = {edge.gpu_uuid: edge for edge in resume.last_edges} if resume else {}
+        frontiers = resume.frontier_ns if resume else {}
+        known = self._all_gpus
+        self._devices = {device.gpu_uuid: device for device in devices}
+        self._all_gpus = {
+            uuid: known.get(uuid) or Gpu(uuid, device.board_name, edges.get(uuid), frontiers.get(uuid))
+            for uuid, device in self._devices.items()
+        }
+        if self._gpus is known:
+            self._gpus = self._all_gpus
+
+    def limited(self, limits_w: Mapping[str, float | None]) -> None:
+        """The most that each GPU may draw, as far as it is known."""
+        for uuid, gpu in self._all_gpus.items():
+            gpu.timeline.power_limit_w = limits_w[uuid]
 
     @property
     def devices(self) -> list[Device]:

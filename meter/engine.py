@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from etameter.accounts import KEPT_FITS, STUCK_NS, Accounts, Batch
-from etameter.devices import gpus_of
+from etameter.devices import Device, gpus_of
 from etameter.errors import EngineError
 from etameter.ledger import Ledger, Resume
 from etameter.ranks import Rank
@@ -73,6 +73,12 @@ class Engine:
     @property
     def torn_records(self) -> int:
         return self._reader.torn_records if self._reader is not None else 0
+
+    def know(self, devices: Sequence[Device]) -> None:
+        """These can be read from now on. A ring that was ignored for the lack of some is looked at again."""
+        self._devices = list(devices)
+        self.accounts.know(devices)
+        self._ignored = None
 
     def read(self, now_ns: int) -> None:
         """Take in what the ring holds; open a new one, part with one whose engine is gone."""

@@ -20,13 +20,14 @@ from etameter import archived, readings, spent
 from etameter.budgets import Spent
 from etameter.curves import Curve
 from etameter.errors import EtameterError
+from etameter.nodes import kept
 from etameter.records import Balance, Edge, RequestEnergy, RequestRecord, Source
 from etameter.slack.labels import Waste
 from etameter.slack.reading import Reading
 
-SCHEMA_VERSION = 6
-"""Version 1 had no readings, version 2 no joules by time and no wastes, version 3 no audits, version 4 no archive, version 5 no budgets; each becomes
-one of this version when it is opened to be written."""
+SCHEMA_VERSION = 7
+"""Version 1 had no readings, version 2 no joules by time and no wastes, version 3 no audits, version 4 no archive, version 5 no budgets, version 6 no
+nodes; each becomes one of this version when it is opened to be written."""
 _SCHEMA = """
 CREATE TABLE requests (
     boot_id TEXT NOT NULL, engine TEXT NOT NULL, engine_started_ns INTEGER NOT NULL, number INTEGER NOT NULL,
@@ -48,7 +49,7 @@ CREATE TABLE balances (
 ) STRICT;
 CREATE TABLE resume (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 """
-_SCHEMAS = (_SCHEMA, readings.SCHEMA, readings.UPGRADE, readings.AUDITS, archived.SCHEMA, spent.SCHEMA)
+_SCHEMAS = (_SCHEMA, readings.SCHEMA, readings.UPGRADE, readings.AUDITS, archived.SCHEMA, spent.SCHEMA, kept.SCHEMA)
 """What makes each version of the one before."""
 QUIET_ROW_NS = 60_000_000_000
 """Intervals without requests become one row of at most this length."""
@@ -196,6 +197,10 @@ class Ledger:
         """What budgets spent in windows that began at `since_s` or later (s since 1970)."""
         return spent.read(self._db, since_s)
 
+    def nodes(self, boot_id: str) -> dict[str, kept.Known]:
+        """The other machines that were heard, by name; `boot_id` is of this one."""
+        return kept.read(self._db, boot_id)
+
     def waste(self, receipt_id: str) -> Waste | None:
         """What the server said became of a response."""
         return readings.waste_of(self._db, self._version, receipt_id)
@@ -228,8 +233,9 @@ class Ledger:
         found: Iterable[readings.Found] = (),
         wastes: Iterable[tuple[str, Waste]] = (),
         drawn: Iterable[Spent] = (),
+        nodes: Mapping[str, kept.Known] | None = None,
     ) -> None:
-        """Write some settled batches, in their order, all of them or none, and what budgets spent in them. See `settle`."""
+        """Write some settled batches, in their order, all of them or none, with what budgets spent in them and other machines have become. See `settle`."""
         with self._db:
             self._db.execute("BEGIN IMMEDIATE")
             for balances, requests, resume, running in batches:
@@ -240,6 +246,7 @@ class Ledger:
                 self._db.execute(
                     "INSERT OR REPLACE INTO resume VALUES (?, ?)", (resume.engine or "resume", resume_text(resume))
                 )
+                kept.add(self._db, nodes or {}, resume.boot_id)
             readings.write(self._db, found, wastes)
             spent.add(self._db, drawn)
 

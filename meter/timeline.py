@@ -146,7 +146,7 @@ class Timeline:
                 self._go_without(found.t_ns, "stale", self._too_long_ns)
             return
         if isinstance(found, Reboot):
-            self._rebooted = self._last is not None
+            self._rebooted = self._rebooted or (self._last is not None and self._last.t_ns < found.t_ns)
             return
         start, last = self._start, self._last
         if start is None or last is None:

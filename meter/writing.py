@@ -4,7 +4,7 @@ import asyncio
 import logging
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 
 from etameter.accounts import Batch
@@ -12,6 +12,7 @@ from etameter.backlog import Backlog
 from etameter.budgets import Budgets, Spent
 from etameter.errors import EtameterError
 from etameter.ledger import Ledger, RequestRow
+from etameter.nodes.kept import Known
 from etameter.readings import Found
 from etameter.slack.labels import Waste
 from etameter.unwritten import Unwritten
@@ -24,7 +25,7 @@ RETRY_S = 1.0
 
 
 class Writing:
-    """Belongs to one event loop. `found` and `wastes` are written with the batches; `count` is told of each batch that the ledger has."""
+    """Belongs to one event loop. `found`, `wastes` and what `nodes` have become are written with the batches; `count` is told of each batch that the ledger has."""
 
     def __init__(
         self,
@@ -33,8 +34,11 @@ class Writing:
         found: Sequence[Backlog[Found]],
         wastes: Backlog[tuple[str, Waste]],
         count: Callable[[Batch], None],
+        nodes: Callable[[], Mapping[str, Known]] = dict,
     ) -> None:
         self._ledger = ledger
+        self._nodes = nodes
+        self._written: Mapping[str, Known] = {}
         self._budgets = budgets
         self._found = found
         self._wastes = wastes
@@ -109,5 +113,8 @@ class Writing:
         settled = [(each.balances, each.requests, each.resume, each.running) for each in batches]
         now_s = time.time()
         drawn = self._budgets.drawn([one for each in batches for one in each.drawn], now_s - time.monotonic())
-        self._ledger.settle_together(settled, now_s, found, wastes, drawn)
+        nodes = self._nodes()
+        changed = {name: known for name, known in nodes.items() if self._written.get(name) != known}
+        self._ledger.settle_together(settled, now_s, found, wastes, drawn, changed)
+        self._written = nodes
         return drawn

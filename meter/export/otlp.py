@@ -140,6 +140,10 @@ class Otlp:
         """Pushes so far: `taken`, `lost` because the receiver was away or refused, `skipped` because one before took so long."""
         return dict(self._outcomes)
 
+    def joined(self, gpu_uuid: str, name: str) -> None:
+        """A GPU is metered from now on. What is being pushed has the boards of before."""
+        self._boards = {**self._boards, gpu_uuid: Board("gpu", name)}
+
     def start(self) -> None:
         self._thread.start()
 

@@ -2,6 +2,7 @@
 
 An edge is as exact as the exchange of clocks around it: what that leaves open is added to its half-width, and so enters every error that follows from it.
 While nothing is heard of a node its counters are said to fail: what they count meanwhile is `readings_missing` when they are back, and nobody else waits.
+Which counters it has is known once it was heard, be it by an earlier meter.
 """
 
 import logging
@@ -19,6 +20,7 @@ from typing import Any
 from etameter.errors import NodeError
 from etameter.nodes.address import address_of, check_token
 from etameter.nodes.clock import Exchange, RemoteClock
+from etameter.nodes.kept import Known
 from etameter.nodes.wire import (
     LINE_LIMIT_BYTES,
     VERSION,
@@ -40,7 +42,8 @@ SILENT_S = 1.0
 """A node that answers nothing for so long is lost."""
 RETRY_S = 0.5
 PATIENCE_S = 10.0
-"""A sampler that starts beside the meter may take so long."""
+"""A sampler that starts beside the meter may take so long. A machine that an earlier meter has heard isn't waited for."""
+OWN = "this meter"
 CAPACITY = 65_536
 LOST, ABSENT, LEAPT = "node_lost", "gpu_absent", "clock_leapt"
 """Causes of failed reads: nothing is heard of the node; its sampler reads that GPU no more; when it was read isn't known."""
@@ -119,64 +122,103 @@ class Link:
         self._socket.close()
 
 
-class Node:
-    """Follows the sampler at `name` (HOST:PORT), in a thread of its own, from `open` until `stop`."""
+class _Attempt(threading.Thread):
+    """To connect: a name that nobody resolves may take minutes."""
 
-    def __init__(self, name: str, token: str) -> None:
+    def __init__(self, host: str, port: int, token: str) -> None:
+        super().__init__(name=f"etameter-connect-{host}", daemon=True)
+        self._to = host, port, token
+        self._given_up = False
+        self._link: Link | None = None
+        self._failure: OSError | NodeError | None = None
+
+    def run(self) -> None:
+        try:
+            self._link = Link(*self._to)
+        except (OSError, NodeError) as failure:
+            self._failure = failure
+        if self._given_up and self._link is not None:
+            self._link.close()
+
+    def link(self) -> Link:
+        """When it has ended. Raises OSError, and NodeError for one that can't be trusted."""
+        if self._failure is not None:
+            raise self._failure
+        assert self._link is not None
+        return self._link
+
+    def give_up(self) -> None:
+        """Nobody wants the connection any more."""
+        self._given_up = True
+        if not self.is_alive() and self._link is not None:
+            self._link.close()
+
+
+class Node:
+    """Follows the sampler at `name` (HOST:PORT), in a thread of its own, from `start` until `stop`."""
+
+    def __init__(
+        self, name: str, token: str, readers: dict[str, str] | None = None, known: Known | None = None
+    ) -> None:
+        """`readers` says of each GPU that has been found who reads it, and is shared by all nodes; `known` is of an earlier meter."""
         self.name = name
         self._host, self._port = address_of(name)
         check_token(self._host, token)
         self._token = token
-        self.counters: list[RemoteCounter] = []
-        """Those that it had when it was opened. What it reads beside them later is nobody's."""
+        self._readers = {} if readers is None else readers
+        self.known = known
+        """What the next meter is to know; None until an edge has come."""
+        self.counters: Sequence[RemoteCounter] = ()
+        """All that it has, or had. There may be more at any time, and never less."""
         self.error_ns: float = math.nan
         """By how much an instant that its clock shows now may be off here; NaN while nothing is heard of it."""
         self.state: State = {}
         self._limits_w: dict[str, float | None] = {}
         self._clock = RemoteClock()
-        self._boot_id = ""
+        self._boot_id: str | None = None
+        """Of which the counters that were read last are; None before the first connection."""
+        self._linked_ns = 0
         self._told_ns: dict[str, int] = {}
         """By GPU: up to when anything has been told of it."""
         self._found: deque[Finding] = deque(maxlen=CAPACITY)
         self._changes: deque[Conditions] = deque(maxlen=CAPACITY)
-        self._link: Link | None = None
         self._sent: dict[int, int] = {}
         self._pings = 0
+        self._tried = threading.Event()
+        self._complaint = ""
+        self._failure: OSError | NodeError | None = None
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"etameter-node-{name}", daemon=True)
-
-    def open(self, patience_s: float) -> None:
-        """Connect, and find out what there is.
-
-        Raises:
-            NodeError: nobody answers there for `patience_s`, or it can't be trusted.
-        """
-        deadline_s = time.monotonic() + patience_s
-        while True:
-            try:
-                self._link = Link(self._host, self._port, self._token)
-                break
-            except OSError as error:
-                if time.monotonic() > deadline_s:
-                    raise NodeError(
-                        f"no sampler answers at {self.name} ({error})", "start `etameter sampler --listen` there"
-                    ) from error
-            time.sleep(0.1)
-        self._boot_id = self._link.boot_id
-        self.counters = self._link.counters
-        self._limits_w = {each.gpu_uuid: each.limit_w for each in self.counters}
-        self._told_ns = dict.fromkeys(self._limits_w, time.monotonic_ns())
+        if known is not None:
+            self._admit([each for each in known.counters if self._readers.setdefault(each.gpu_uuid, name) == name])
 
     def start(self) -> None:
-        """Begin to listen, after `open`."""
+        """Begin to listen."""
         self._thread.start()
+
+    def met(self, patience_s: float) -> bool:
+        """Whether it is known which counters it has, for which it is waited so long at most.
+
+        Raises NodeError where who answers there can't be trusted, or reads what another reads.
+        """
+        deadline_s = time.monotonic() + patience_s
+        while not self.counters and (wait_s := deadline_s - time.monotonic()) > 0:
+            self._tried.wait(wait_s)
+            self._tried.clear()
+            if isinstance(self._failure, NodeError):
+                raise self._failure
+        return bool(self.counters)
+
+    @property
+    def unheard(self) -> NodeError:
+        """Why nothing is known of it."""
+        why = self._failure or "no answer yet"
+        return NodeError(f"no sampler answers at {self.name} ({why})", "start `etameter sampler --listen` there")
 
     def stop(self, timeout_s: float = 5.0) -> None:
         self._stopping.set()
         if self._thread.ident is not None:
             self._thread.join(timeout_s)
-        if self._link is not None:
-            self._link.close()
 
     @property
     def running(self) -> bool:
@@ -197,29 +239,75 @@ class Node:
     def _run(self) -> None:
         while not self._stopping.is_set():
             try:
-                link = self._link or Link(self._host, self._port, self._token)
-                self._link = link
-                self._take_up(link)
-                self._follow(link)
+                with ExitStack() as connected:
+                    link = self._connect()
+                    if link is None:
+                        return
+                    connected.callback(link.close)
+                    self._take_up(link)
+                    self._tried.set()
+                    self._follow(link)
             except (OSError, NodeError) as error:
                 self._lose(error)
+                self._tried.set()
                 self._stopping.wait(RETRY_S)
 
+    def _connect(self) -> Link | None:
+        """Until it stops. It is told as often as usual that nothing is heard meanwhile. Raises OSError or NodeError."""
+        attempt = _Attempt(self._host, self._port, self._token)
+        attempt.start()
+        attempt.join(RETRY_S)
+        while attempt.is_alive() and not self._stopping.is_set():
+            self._miss()
+            attempt.join(RETRY_S)
+        if self._stopping.is_set():
+            attempt.give_up()
+            return None
+        return attempt.link()
+
     def _take_up(self, link: Link) -> None:
-        """Begin with a connection. Its clock is learned anew: nothing says that it is the one from before."""
-        now_ns = time.monotonic_ns()
+        """Begin with a connection. Its clock is learned anew: nothing says that it is the one from before. Raises NodeError."""
+        self._linked_ns = time.monotonic_ns()
         self._clock, self._sent = RemoteClock(), {}
-        if link.boot_id != self._boot_id:
-            logger.warning("%s has been started anew: its counters begin at zero", self.name)
-            self._boot_id = link.boot_id
-            self._found.extend(Reboot(uuid, now_ns) for uuid in self._limits_w)
+        self._check_readers(link.counters)
+        self._admit([each for each in link.counters if each.gpu_uuid not in self._limits_w])
+        self._note_boot(link.boot_id)
         for counter in link.counters:
             uuid, limit_w = counter.gpu_uuid, counter.limit_w
             if uuid in self._limits_w and limit_w != self._limits_w[uuid]:
                 self._limits_w[uuid] = limit_w
-                self._changes.append(Conditions(uuid, now_ns, (limit_w,), limit_w))
+                self._changes.append(Conditions(uuid, self._linked_ns, (limit_w,), limit_w))
         for _ in range(FIRST_EXCHANGES):
             self._ping(link)
+
+    def _check_readers(self, counters: Sequence[RemoteCounter]) -> None:
+        """Raises NodeError where a GPU has another reader."""
+        readers = {each.gpu_uuid: self._readers.setdefault(each.gpu_uuid, self.name) for each in counters}
+        told = [f"{uuid}, which {reader} reads" for uuid, reader in readers.items() if reader != self.name]
+        if told:
+            raise NodeError(
+                f"{self.name} says that it reads {', and '.join(told)}",
+                "name each machine once in [meter] nodes, and this one not at all",
+            )
+
+    def _note_boot(self, boot_id: str) -> None:
+        """Say since when its counters are those of this boot, as far as is known: nobody is to take a difference over that."""
+        is_another = boot_id != self._boot_id
+        is_remembered = self._boot_id is None and self.known is not None and self.known.boot_id == boot_id
+        if is_another and self._boot_id is not None:
+            logger.warning("%s has been started anew: its counters begin at zero", self.name)
+        self._boot_id = boot_id
+        since_ns = self.known.since_ns if is_remembered and self.known is not None else self._linked_ns
+        if is_another:
+            self._found.extend(Reboot(uuid, since_ns) for uuid in self._limits_w)
+
+    def _admit(self, counters: Sequence[RemoteCounter]) -> None:
+        """Counters that it wasn't known to have."""
+        now_ns = time.monotonic_ns()
+        for each in counters:
+            self._limits_w[each.gpu_uuid] = each.limit_w
+            self._told_ns[each.gpu_uuid] = now_ns
+        self.counters = (*self.counters, *counters)
 
     def _follow(self, link: Link) -> None:
         """Until nothing is heard any more. Raises OSError or NodeError then."""
@@ -284,19 +372,34 @@ class Node:
             return
         placed_ns = max(earliest_ns, min(t_ns, read_ns))
         self._told_ns[uuid] = placed_ns
+        if isinstance(found, Edge):
+            self._remember()
         self._found.append(
             _widened(found, t_ns, error_ns, placed_ns) if isinstance(found, Edge) else replace(found, t_ns=placed_ns)
         )
 
-    def _lose(self, error: Exception) -> None:
-        if self._link is not None:
-            self._link.close()
-            self._link = None
+    def _remember(self) -> None:
+        """That its counters are those of this boot, once they have told anything in it."""
+        assert self._boot_id is not None
+        counters = tuple(self.counters)
+        if self.known is None or (self.known.boot_id, self.known.counters) != (self._boot_id, counters):
+            is_same = self.known is not None and self.known.boot_id == self._boot_id
+            since_ns = self.known.since_ns if is_same and self.known is not None else self._linked_ns
+            self.known = Known(self._boot_id, since_ns, counters)
+
+    def _lose(self, error: OSError | NodeError) -> None:
+        self._failure = error
         if self.is_heard:
             logger.warning(
                 "the sampler at %s is lost (%s); its GPUs are not measured until it is back", self.name, error
             )
+        elif isinstance(error, NodeError) and str(error) != self._complaint:
+            logger.warning("the sampler at %s is not heard: %s", self.name, error)
+        self._complaint = str(error)
         self.error_ns = math.nan
+        self._miss()
+
+    def _miss(self) -> None:
         for uuid in self._limits_w:
             self._fail(uuid, LOST)
 
@@ -315,26 +418,31 @@ def _widened(edge: Edge, t_ns: int, error_ns: int, placed_ns: int) -> Edge:
     return replace(edge, t_ns=placed_ns, half_width_ns=half_width_ns, deviation_ns=deviation_ns)
 
 
-def open_nodes(names: Sequence[str], token: str, own: Sequence[str]) -> list[Node]:
-    """The nodes, open, each of which is waited for; `own` are the GPUs of this machine.
+def open_nodes(
+    names: Sequence[str],
+    token: str,
+    own: Sequence[str],
+    known: Mapping[str, Known] | None = None,
+    *,
+    are_needed: bool = False,
+) -> list[Node]:
+    """The nodes, which are listened to. One that doesn't answer may do so later, unless all `are_needed`. `own` are the GPUs of this machine.
 
     Raises:
         ConfigError: one is reached by a network, and there is no token.
-        NodeError: one doesn't answer, or can't be trusted; a GPU is read by two.
+        NodeError: one can't be trusted, or a GPU is read by two; or none answers and there is no GPU here.
     """
-    nodes = [Node(name, token) for name in dict.fromkeys(names)]
-    deadline_s = time.monotonic() + PATIENCE_S
-    read = set(own)
+    readers = dict.fromkeys(own, OWN)
     with ExitStack() as opened:
+        nodes = [Node(name, token, readers, (known or {}).get(name)) for name in dict.fromkeys(names)]
         for node in nodes:
-            node.open(deadline_s - time.monotonic())
             opened.callback(node.stop)
-            uuids = {each.gpu_uuid for each in node.counters}
-            if read & uuids:
-                raise NodeError(
-                    f"{', '.join(sorted(read & uuids))} is read by {node.name} and by another",
-                    "name each machine once, and this one not at all",
-                )
-            read |= uuids
+            node.start()
+        deadline_s = time.monotonic() + PATIENCE_S
+        unheard = [node for node in nodes if not node.met(deadline_s - time.monotonic())]
+        for node in unheard:
+            if are_needed or not (own or len(unheard) < len(nodes)):
+                raise node.unheard
+            logger.warning("%s; going on without it", node.unheard)
         opened.pop_all()
     return nodes

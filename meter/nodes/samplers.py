@@ -9,7 +9,7 @@ from etameter.sampler import Sampler
 
 
 class Samplers:
-    """`own` may have no counters where the meter's machine has no GPU. Nodes have to be open."""
+    """`own` may have no counters where the meter's machine has no GPU. Nodes have to be listened to already."""
 
     def __init__(self, own: Sampler, nodes: Sequence[Node] = ()) -> None:
         self.own = own
@@ -18,8 +18,6 @@ class Samplers:
 
     def start(self) -> None:
         self.own.start()
-        for node in self.nodes:
-            node.start()
 
     def stop(self) -> None:
         self.own.stop()

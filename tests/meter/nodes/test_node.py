@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from etameter.errors import NodeError
-from etameter.nodes.node import Node
-from etameter.nodes.wire import VERSION, proof
+from etameter.nodes.kept import Known
+from etameter.nodes.node import Node, open_nodes
+from etameter.nodes.wire import VERSION, counter_of, proof
 from etameter.records import Conditions, Edge, Finding, ReadFailure, Reboot
-from tests.meter.test_daemon import until
+from tests.meter.test_daemon import free_port, until
 
 pytestmark = pytest.mark.unit
 
@@ -77,16 +78,17 @@ class Sampler:
 
 
 @contextmanager
-def heard(sampler: Sampler) -> Iterator[tuple[Node, Callable[[], list[Finding]]]]:
+def heard(
+    sampler: Sampler, known: Known | None = None, readers: dict[str, str] | None = None
+) -> Iterator[tuple[Node, Callable[[], list[Finding]]]]:
     """The node, and all that it has found so far."""
-    node = Node(sampler.name, "")
+    node = Node(sampler.name, "", readers, known)
     found: list[Finding] = []
 
     def all_found() -> list[Finding]:
         found.extend(node.drain())
         return found
 
-    node.open(5)
     node.start()
     try:
         until(lambda: node.is_heard)
@@ -101,6 +103,13 @@ def sampler() -> Iterator[Sampler]:
         yield made
 
 
+def refusal(sampler: Sampler) -> str:
+    """Why a meter that starts doesn't want it."""
+    with pytest.raises(NodeError) as refused:
+        open_nodes([sampler.name], "", [])
+    return str(refused.value)
+
+
 def failures(found: list[Finding], uuid: str = GPU) -> list[str]:
     return [each.cause for each in found if isinstance(each, ReadFailure) and each.gpu_uuid == uuid]
 
@@ -108,20 +117,17 @@ def failures(found: list[Finding], uuid: str = GPU) -> list[str]:
 @pytest.mark.parametrize("hello", [{"version": VERSION}, {"etameter": "sampler", "version": VERSION + 1}])
 def test_who_speaks_otherwise_is_no_sampler(sampler: Sampler, hello: dict[str, Any]) -> None:
     sampler.hello = hello
-    with pytest.raises(NodeError, match="is no sampler of this version"):
-        Node(sampler.name, "").open(1)
+    assert "is no sampler of this version" in refusal(sampler)
 
 
 def test_one_that_describes_no_counters_is_refused(sampler: Sampler) -> None:
     sampler.counters = [{"gpu_uuid": GPU}]
-    with pytest.raises(NodeError, match="describes no counters"):
-        Node(sampler.name, "").open(1)
+    assert "describes no counters" in refusal(sampler)
 
 
 def test_a_proof_that_is_no_text_that_can_be_written_is_another_token(sampler: Sampler) -> None:
     sampler.hello["challenge"] = "\ud800"
-    with pytest.raises(NodeError, match="has another token than this meter"):
-        Node(sampler.name, "").open(1)
+    assert "has another token than this meter" in refusal(sampler)
 
 
 @pytest.mark.parametrize("nonsense", [["edge", GPU, "soon", 1, 5], ["edge", GPU], 7])
@@ -162,15 +168,124 @@ def test_a_gpu_that_its_sampler_reads_no_more_fails_and_the_other_does_not(sampl
         assert set(failures(found(), OTHER)) == {"node_lost"}, "while it was gone"
 
 
-@pytest.mark.parametrize(("boot_id", "rebooted"), [("boot", []), ("another", [GPU, OTHER])])
-def test_another_boot_is_told_before_what_is_read_in_it(sampler: Sampler, boot_id: str, rebooted: list[str]) -> None:
+@pytest.mark.parametrize(("boot_id", "boots"), [("boot", 1), ("another", 2)])
+def test_another_boot_is_told_before_what_is_read_in_it(sampler: Sampler, boot_id: str, boots: int) -> None:
     with heard(sampler) as (node, found):
         sampler.boot_id = boot_id
         sampler.hang_up()
         until(lambda: sampler.connections == 2 and node.is_heard)
         sampler.edge(5_000)
         until(lambda: isinstance(found()[-1], Edge))
-        assert [each.gpu_uuid for each in found() if isinstance(each, Reboot)] == rebooted
+        told = [each for each in found() if isinstance(each, Reboot)]
+        assert [each.gpu_uuid for each in told] == [GPU, OTHER] * boots, "the first connection's, and another boot's"
+        assert node.known is not None
+        assert node.known.boot_id == boot_id
+        assert node.known.since_ns >= told[-1].t_ns, "not before the connection by which its first edge has come"
+
+
+@pytest.mark.parametrize("boot_id", ["boot", "another", ""])
+def test_it_is_told_since_when_a_boot_counts_that_an_earlier_meter_knew(sampler: Sampler, boot_id: str) -> None:
+    known = Known(boot_id, 7, (counter_of(counter(GPU)),))
+    began_ns = time.monotonic_ns()
+    with heard(sampler, known) as (node, found):
+        assert [each.gpu_uuid for each in node.counters] == [GPU, OTHER]
+        assert node.known is known, "another meter may take a difference until there is a reading of this boot"
+        sampler.edge(5_000)
+        until(lambda: isinstance(found()[-1], Edge))
+        told = {each.gpu_uuid: each.t_ns for each in found() if isinstance(each, Reboot)}
+        assert told.keys() == {GPU, OTHER}
+        assert (told[GPU] == 7) is (boot_id == "boot")
+        assert told[GPU] == 7 or told[GPU] > began_ns
+        assert node.known == Known("boot", told[GPU], tuple(node.counters))
+
+
+def test_a_machine_that_an_earlier_meter_knew_is_missed_from_the_start() -> None:
+    name = f"127.0.0.1:{free_port()}"
+    (node,) = open_nodes([name], "", [], {name: Known("boot", 7, (counter_of(counter(GPU)),))})
+    try:
+        until(lambda: failures(node.drain()))
+        assert not node.is_heard
+    finally:
+        node.stop()
+
+
+def test_a_machine_that_was_never_heard_is_gone_on_without_unless_it_is_needed(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("etameter.nodes.node.PATIENCE_S", 0.2)
+    name = f"127.0.0.1:{free_port()}"
+    why = f"no sampler answers at {name} "
+    with pytest.raises(NodeError, match=f"{why}.*: start `etameter sampler --listen` there"):
+        open_nodes([name], "", [])
+    with pytest.raises(NodeError, match=why):
+        open_nodes([name], "", [GPU], are_needed=True)
+    (node,) = open_nodes([name], "", [GPU])
+    node.stop()
+    assert why in caplog.text
+    assert "going on without it" in caplog.text
+
+
+def test_two_machines_that_read_one_gpu_are_told_apart_at_the_start_and_later(
+    sampler: Sampler, caplog: pytest.LogCaptureFixture
+) -> None:
+    with closing(Sampler()) as second:
+        told = "says that it reads GPU-., which .*: name each machine once"
+        with pytest.raises(NodeError, match=told) as refused:
+            open_nodes([sampler.name, second.name], "", [])
+        assert any(f"which {each.name} reads" in str(refused.value) for each in (sampler, second))
+        with pytest.raises(NodeError, match=f"says that it reads {GPU}, which this meter reads"):
+            open_nodes([sampler.name], "", [GPU])
+        readers: dict[str, str] = {}
+        second.counters = [counter("GPU-2")]
+        with heard(sampler, readers=readers), heard(second, readers=readers) as (node, found):
+            second.counters = [counter(OTHER), counter("GPU-2")]
+            second.hang_up()
+            until(lambda: f"{second.name} says that it reads {OTHER}, which {sampler.name} reads" in caplog.text)
+            assert not node.is_heard
+            assert {each.gpu_uuid for each in found() if isinstance(each, ReadFailure)} == {"GPU-2"}
+
+
+def test_a_gpu_that_a_sampler_reads_later_is_taken_in(sampler: Sampler) -> None:
+    with heard(sampler) as (node, found):
+        sampler.counters = [*sampler.counters, counter("GPU-2")]
+        sampler.hang_up()
+        until(lambda: len(node.counters) == 3 and node.is_heard)
+        sampler.edge(5_000, "GPU-2")
+        until(lambda: any(isinstance(each, Edge) and each.gpu_uuid == "GPU-2" for each in found()))
+
+
+def test_a_name_that_nobody_resolves_keeps_nobody_waiting(sampler: Sampler, monkeypatch: pytest.MonkeyPatch) -> None:
+    resolved = threading.Event()
+    resolve = socket.getaddrinfo
+
+    def stalls(*asked: Any, **how: Any) -> Any:
+        resolved.wait()
+        return resolve(*asked, **how)
+
+    with heard(sampler) as (node, found):
+        monkeypatch.setattr(socket, "getaddrinfo", stalls)
+        sampler.hang_up()
+        until(lambda: failures(found()).count("node_lost") >= 3)
+        assert not node.is_heard
+        resolved.set()
+        until(lambda: node.is_heard)
+
+
+def test_who_waits_for_a_name_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("etameter.nodes.node.PATIENCE_S", 0.1)
+    asked, resolved = threading.Event(), threading.Event()
+
+    def stalls(*_: Any, **__: Any) -> Any:
+        asked.set()
+        resolved.wait()
+        raise OSError("no such name")
+
+    monkeypatch.setattr(socket, "getaddrinfo", stalls)
+    (node,) = open_nodes(["nowhere.invalid:9431"], "a-token-of-the-test", [GPU])
+    until(asked.is_set)
+    node.stop(60)
+    assert not node.running
+    resolved.set()
 
 
 def test_a_limit_that_has_changed_meanwhile_is_told(sampler: Sampler) -> None:
@@ -187,9 +302,8 @@ def test_edges_stay_in_order_whatever_the_clock_says(sampler: Sampler) -> None:
         sampler.say(["edge", GPU, time.monotonic_ns() - SECOND_NS, 1000, 2_000, None, None, None])
         sampler.edge(3_000, "GPU-of-nobody")
         sampler.edge(4_000)
-        until(lambda: len(found()) == 3)
-        instants_ns = [each.t_ns for each in found()]
+        edges: list[Edge] = until(lambda: len(of := [each for each in found() if isinstance(each, Edge)]) == 3 and of)
+        instants_ns = [each.t_ns for each in edges]
         assert instants_ns == sorted(set(instants_ns))
-        late = found()[1]
-        assert isinstance(late, Edge)
+        late = edges[1]
         assert late.half_width_ns >= SECOND_NS, "where it says that it was is within it"

@@ -27,7 +27,7 @@ from tests.meter.nodes.cluster import (
     metering,
     spread_engine,
 )
-from tests.meter.test_daemon import PATIENCE_S, Meter, free_port, lit_board, serve_one, until
+from tests.meter.test_daemon import PATIENCE_S, Meter, lit_board, serve_one, until
 from tests.meter.test_faults import OTHER, another, assert_sound, metric, more_intervals, settled, unassigned_j
 from tests.meter.test_record_command import recording
 from tests.simnvml.board import Board
@@ -191,7 +191,6 @@ def test_a_meter_without_gpus_is_killed_and_goes_on_with_those_of_others(tmp_pat
 def test_edges_are_where_they_were_by_the_clock_here(tmp_path: Path) -> None:
     with machines(tmp_path, 1, ppm=500) as (node,):
         heard = Node(f"127.0.0.1:{node.port}", TOKEN)
-        heard.open(5)
         heard.start()
         found: list[Finding] = []
 
@@ -212,28 +211,17 @@ def test_edges_are_where_they_were_by_the_clock_here(tmp_path: Path) -> None:
 def test_who_has_another_token_is_refused_on_either_side(tmp_path: Path) -> None:
     with machines(tmp_path, 1) as (node,):
         with pytest.raises(NodeError, match="has another token than this meter: give both the same"):
-            Node(f"127.0.0.1:{node.port}", "another-token-of-the-test").open(5)
+            open_nodes([f"127.0.0.1:{node.port}"], "another-token-of-the-test", [])
         assert "somebody without the token was refused" in node.log.read_text()
         with suppress(ConnectionError), socket.create_connection(("127.0.0.1", node.port), 5) as stranger:
             stranger.sendall(b"[" * 100_000)
             stranger.makefile("rb").read()  # until it is hung up on
         until(lambda: "is gone" in node.log.read_text())
         assert "Traceback" not in node.log.read_text()
-        found = Node(f"127.0.0.1:{node.port}", TOKEN)
-        found.open(5)
+        (found,) = open_nodes([f"127.0.0.1:{node.port}"], TOKEN, [])
         assert [each.gpu_uuid for each in found.counters] == [node.uuid]
         assert found.counters[0].source == "simulated"
         found.stop()
-        with pytest.raises(NodeError, match=f"{node.uuid} is read by 127.0.0.1:{node.port} and by another"):
-            open_nodes([f"127.0.0.1:{node.port}"], TOKEN, [node.uuid])
-
-
-def test_a_machine_that_does_not_answer_is_named() -> None:
-    node = Node(f"127.0.0.1:{free_port()}", TOKEN)
-    with pytest.raises(
-        NodeError, match=rf"no sampler answers at {node.name} .*: start `etameter sampler --listen` there"
-    ):
-        node.open(0.3)
 
 
 @pytest.mark.slow
