@@ -6,7 +6,7 @@ from typing import Any
 
 from .answers import FORM, Answer, answers, rows, write
 from .errors import EtameterError
-from .slack.agreement import Said, Scored, agreement, scored
+from .slack.agreement import Said, Scored, agreement, coverage, scored
 from .slack.eta import Eta, fast_eta
 from .slack.fast import Labelled, classify
 from .slack.labels import LABELS, UNTOLD, Label
@@ -48,11 +48,13 @@ def of_characters(spans: tuple[Labelled, ...]) -> Eta:
 def evaluate_file(file: Path, judged: Path | None = None) -> dict[str, object]:
     """How far what is said of FILE's responses agrees with its labels: what the fast tier says, or what `judged` says, by id.
 
+    `coverage` says of how much of them `judged` says anything: figures of a part flatter. It is None of the fast tier, which reads all.
+
     Raises:
         EtameterError: a line can't be read, or no response of FILE is labelled, or judged.
     """
     said = None if judged is None else {_key(row.get("id")): (line, row) for line, row in rows(judged, JUDGED)}
-    responses = []
+    responses, missing = [], []
     for answer in answers(file):
         truth = labels_of(answer, file)
         if not any(truth):
@@ -61,10 +63,16 @@ def evaluate_file(file: Path, judged: Path | None = None) -> dict[str, object]:
             responses.append(_by_fast(answer, truth))
         elif (found := said.get(_key(answer.id))) is not None:
             responses.append(_by_row(truth, found, f"{judged}:{found[0]}"))
+        else:
+            missing.append(truth)
     if not responses:
         what = "labelled response" if said is None else f"labelled response that {judged} says anything of"
         raise EtameterError(f"{file} has no {what}", 'give lines with "spans": [[start, end, label], …]')
-    return {"method": "fast" if judged is None else str(judged), **agreement(responses)}
+    return {
+        "method": "fast" if judged is None else str(judged),
+        "coverage": None if judged is None else coverage(responses, missing),
+        **agreement(responses),
+    }
 
 
 def _key(identity: object) -> str:
@@ -132,7 +140,11 @@ def _list_of_spans(row: Mapping[str, Any], place: str) -> list[Any]:
 
 def report(found: Mapping[str, Any]) -> str:
     """As text, what `evaluate_file` found."""
-    lines = [f"{found['responses']} responses", f"{'':28} precision  recall     F1    MCC"]
+    lines = [
+        f"{found['responses']} responses",
+        *_covered(found["coverage"]),
+        f"{'':28} precision  recall     F1    MCC",
+    ]
     shown = {
         "slack, named": found["slack_named"],
         "slack, lenient": found["slack_lenient"],
@@ -154,6 +166,19 @@ def report(found: Mapping[str, Any]) -> str:
                 f"η {view} of {eta['responses']}: mean error {eta['mae']:.3f}, Spearman {_cell(eta['spearman']).strip()}, not below the labels' for {eta['not_below']:.1%}"
             )
     return "\n".join([*lines, "By character. A dash: nothing was named, or there is nothing to find."])
+
+
+def _covered(coverage: Mapping[str, Any] | None) -> list[str]:
+    """Of what share of the labels the figures are."""
+    if coverage is None:
+        return []
+    share = {name: f"{each:.1%}" for name, each in coverage["characters"].items()}
+    labelled = f"{share['labelled_lenient']} have a label (strict view: {share['labelled_strict']})"
+    return [
+        f"judged: {coverage['judged']} of {coverage['responses']} labelled responses, {coverage['failed']} failed, {coverage['missing']} missing",
+        f"of their characters {labelled}, {share['unclassified']} are unclassified, {share['failed']} failed, {share['missing']} missing",
+        "What is missing is in no figure below; what is unclassified or failed is not called slack there.",
+    ]
 
 
 def _cell(value: float | None) -> str:

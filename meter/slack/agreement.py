@@ -90,6 +90,42 @@ def agreement(responses: Sequence[Scored]) -> dict[str, Any]:
     }
 
 
+def coverage(judged: Sequence[Scored], missing: Sequence[Sequence[Label | None]]) -> dict[str, Any]:
+    """Of how many labelled responses, and of which share of their labelled characters, a judge decided what they are.
+
+    `missing` has the labels of those that it says nothing of. Failed is where it decided nothing of a whole response, unclassified what it left open in the others.
+    Shares of characters are of the lenient view, and with those that are labelled make one, but for `labelled_strict`.
+    """
+    known = [each.truth != _UNLABELLED for each in judged]
+    strict, lenient = (
+        [_decided(getattr(each, name))[here] for each, here in zip(judged, known, strict=True)]
+        for name in ("p_required", "p_slack")
+    )
+    failed = [not (one.any() or other.any()) for one, other in zip(strict, lenient, strict=True)]
+    absent = sum(label is not None for labels in missing for label in labels)
+    whole = sum(map(len, lenient)) + absent
+    open_ = sum(int((~each).sum()) for each, no in zip(lenient, failed, strict=True) if not no)
+    counts = {
+        "labelled_strict": sum(int(each.sum()) for each in strict),
+        "labelled_lenient": sum(int(each.sum()) for each in lenient),
+        "unclassified": open_,
+        "failed": sum(len(each) for each, no in zip(lenient, failed, strict=True) if no),
+        "missing": absent,
+    }
+    return {
+        "responses": len(judged) + len(missing),
+        "judged": len(judged) - sum(failed),
+        "failed": sum(failed),
+        "missing": len(missing),
+        "characters": {name: count / whole for name, count in counts.items()},
+    }
+
+
+def _decided(said: Floats) -> Bools:
+    """Where something is said, and not as much for as against."""
+    return ~np.isnan(said) & (said != 0.5)
+
+
 _NOT_SLACK: Final = (_REQUIRED, _PLACES["O"])
 
 

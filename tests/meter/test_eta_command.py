@@ -69,6 +69,34 @@ def test_what_another_judge_said_is_scored_by_id(tmp_path: Path) -> None:
     assert "η strict of 1" in report(found)
 
 
+def test_it_is_said_of_which_part_of_the_labels_a_judge_decided(tmp_path: Path) -> None:
+    also = {"prompt": "", "response": "Ten here. Ten more.", "spans": [[0, 10, "R"]]}  # nine characters have no label
+    file = written(tmp_path / "in.jsonl", ROW, also | {"id": "failed"}, also | {"id": "missing"})
+    spans = [[0, 6, "P", 0.0, 1.0], [6, 17, None, 0.5, 0.0], [19, 63, None, None, None]]
+    failed = {"id": "failed", "eta_strict": None, "eta_lenient": None, "spans": [[0, 19, None, None, None]]}
+    found = evaluate_file(file, written(tmp_path / "judged.jsonl", JUDGED | {"spans": spans}, failed))
+    whole = 6 + 11 + 44 + 10 + 10
+    assert found["coverage"] == {
+        "responses": 3,
+        "judged": 1,
+        "failed": 1,
+        "missing": 1,
+        "characters": {
+            "labelled_strict": pytest.approx(6 / whole),
+            "labelled_lenient": pytest.approx(17 / whole),
+            "unclassified": pytest.approx(44 / whole),
+            "failed": pytest.approx(10 / whole),
+            "missing": pytest.approx(10 / whole),
+        },
+    }
+    told = report(found)
+    assert "judged: 1 of 3 labelled responses, 1 failed, 1 missing" in told
+    assert "21.0% have a label (strict view: 7.4%), 54.3% are unclassified, 12.3% failed, 12.3% missing" in told
+    of_fast = evaluate_file(file)
+    assert of_fast["coverage"] is None
+    assert "missing" not in report(of_fast)
+
+
 @pytest.mark.parametrize(
     ("row", "says"),
     [
