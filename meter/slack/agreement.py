@@ -123,7 +123,8 @@ def coverage(judged: Sequence[Scored], missing: Sequence[Sequence[Label | None]]
 
 def _decided(said: Floats) -> Bools:
     """Where something is said, and not as much for as against."""
-    return ~np.isnan(said) & (said != 0.5)
+    decided: Bools = ~np.isnan(said) & (said != 0.5)
+    return decided
 
 
 _NOT_SLACK: Final = (_REQUIRED, _PLACES["O"])
