@@ -6,17 +6,17 @@ that were scheduled in it. See docs/method.md for the rules and their limits.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from etameter.costs import Costs, edge_variance_j2
-from etameter.division import divide
+from etameter.division import OF_PREFILLS, divide
 from etameter.records import Balance, Interval
 from etameter.spans import length_ns
 from etameter.stages import Span
 from etameter.steps import Missing
-from etameter.work import EXPERTS, OWN, TERMS, Array, BoolArray, IntArray, Work
+from etameter.work import CACHED, DRAFT, EXPERTS, RECOMPUTED, TERMS, Array, BoolArray, IntArray, Work
 
 BUBBLE_NS = 50_000_000
 """A shorter gap between steps with the same requests on both sides is a host bubble, which they pay; a longer one is idle."""
@@ -143,20 +143,23 @@ def attribute(
         )
     power_w = float(costs.energy[0])
     features = work.step_features
-    part = _overlap(work.start_ns, work.end_ns, start_ns, end_ns)
-    modelled_j = costs.step_energy(features) * part
+    step_j = costs.step_energy(features)
+    by_ns = np.array([[0], [-1], [1]]) * min(costs.lag_error_ns, BUBBLE_NS)
+    parts = _overlap(work.start_ns, work.end_ns, start_ns + by_ns, end_ns + by_ns)
+    part = parts[0]
+    modelled_j = step_j * part
     variance_j2 = costs.part_variance(features, part)
     bubbles_s = _bubbles(work, start_ns, end_ns)
     near = _near(part, bubbles_s)
     busy = work.part(near.start, near.stop)
     bubbles_s = bubbles_s[near.start : max(near.stop - 1, 0)]
     waits, prefills = _waiting(busy)
-    payers = np.count_nonzero(waits, axis=1)
+    payers = waits.sum(axis=1)
     bubbles_s[payers == 0] = 0.0
-    bubble_s = float(np.sum(bubbles_s))
+    bubble_s = float(bubbles_s.sum())
     start_up_s = max(0, engine_started_ns - start_ns) * 1e-9
     duration_s = (end_ns - start_ns) * 1e-9
-    busy_s = float(np.sum(features[:, 0] * part))
+    busy_s = float(features[:, 0] @ part)
     passes_s = length_ns(passes) * 1e-9
     idle_s = max(duration_s - busy_s - bubble_s - start_up_s - passes_s, 0.0)
     power_variance = float(costs.covariance[0, 0]) + (costs.step_noise * power_w) ** 2
@@ -169,16 +172,17 @@ def attribute(
         variance[-1] += (interval.energy_j * passes_s / duration_s) ** 2
     if start_up_s > 0:  # nothing is known of what start-up draws: it takes whatever the rest leaves
         variance[len(modelled_j) + 2] += interval.energy_j**2
-    tolerance_j2 = edge_j2 + _lag_variance(work, costs, features, start_ns, end_ns)
+    tolerance_j2 = edge_j2 + _lag_variance(step_j - power_w * features[:, 0], parts)
     if costs.intervals == 0:  # a first guess can't tell a neighbour from its own error
         tolerance_j2 = math.inf
     paid_j, residual_j = reconcile(modelled, variance, interval.energy_j, tolerance_j2)
-    step_j, (bubble_j, idle_j, start_up_j, *of_passes_j) = np.split(paid_j, [len(modelled_j)])
-    above_j = max(float(sum(of_passes_j)) - power_w * passes_s, 0.0)
+    step_j = paid_j[: len(modelled_j)]
+    bubble_j, idle_j, start_up_j, *of_passes_j = paid_j[len(modelled_j) :].tolist()
+    above_j = max(sum(of_passes_j) - power_w * passes_s, 0.0)
     posterior_j2 = _posterior(variance_j2, edge_j2 + float(np.sum(variance[len(modelled_j) + 3 :])))
     shares, ran = _step_shares(busy, costs, part[near], step_j[near], posterior_j2[near], edge_j2, interval.energy_j)
     if bubble_s > 0:
-        each_j = float(bubble_j) * (bubbles_s / bubble_s) / np.maximum(payers, 1)
+        each_j = bubble_j * (bubbles_s / bubble_s) / np.maximum(payers, 1)
         if prefills.any():
             shares.amounts[:, PROMPT_J] += each_j @ (waits & prefills)
             shares.amounts[:, OUTPUT_J] += each_j @ (waits & ~prefills)
@@ -186,18 +190,19 @@ def attribute(
             shares.amounts[:, OUTPUT_J] += each_j @ waits
         ran |= waits[bubbles_s > 0].any(axis=0)
     causes = {"model_residual": residual_j, "steps_missing": above_j}
-    settlement = _settle(
+    return _settle(
         interval,
         start_ns,
         end_ns,
         shares.of(np.flatnonzero(ran)),
         busy,
-        idle_j=float(idle_j + sum(of_passes_j) - above_j),
-        engine_overhead_j=float(start_up_j),
+        idle_j=idle_j + sum(of_passes_j) - above_j,
+        engine_overhead_j=start_up_j,
         unattributed={cause: joules for cause, joules in causes.items() if joules > 0},
-        host_bubble_j=float(bubble_j),
+        host_bubble_j=bubble_j,
+        passes_j=above_j,
+        passes_variance_j2=known_j2,
     )
-    return replace(settlement, passes_j=above_j, passes_variance_j2=known_j2)
 
 
 def foresee(work: Work, costs: Costs, since_ns: int) -> Shares:
@@ -229,23 +234,20 @@ def reconcile(modelled: Array, variance: Array, energy_j: float, edge_j2: float)
 
     Returns the joules of each part, and what exceeds `OUTLIER_DEVIATIONS`: Σ parts + excess = `energy_j`.
     """
-    deviation_j = math.sqrt(float(np.sum(variance)) + edge_j2)
-    excess_j = energy_j - float(np.sum(modelled)) - OUTLIER_DEVIATIONS * deviation_j
-    excess_j = max(excess_j, 0.0)
+    deviation_j = math.sqrt(float(variance.sum()) + edge_j2)
+    excess_j = max(energy_j - float(modelled.sum()) - OUTLIER_DEVIATIONS * deviation_j, 0.0)
     target_j = energy_j - excess_j
-    paid = modelled.copy()
-    free = variance > 0
-    if not np.any(free):  # a window in which the model knows of nothing: nobody can be charged
+    paid, weights = modelled, variance  # of what may still be moved
+    if not weights.any():  # a window in which the model knows of nothing: nobody can be charged
         return np.zeros_like(paid), energy_j
     for _ in range(len(paid)):
-        missing_j = target_j - float(np.sum(paid))
-        paid = np.where(free, paid + variance * (missing_j / float(np.sum(variance[free]))), paid)
-        below = free & (paid < 0)
-        if not np.any(below):
+        paid = paid + weights * ((target_j - paid.sum()) / weights.sum())
+        below = (paid < 0) & (weights > 0)
+        if not below.any():
             break
         paid[below] = 0.0
-        free &= ~below
-        if not np.any(free):
+        weights = np.where(below, 0.0, weights)
+        if not weights.any():
             paid *= 0.0
             paid[int(np.argmax(variance))] = target_j
             break
@@ -261,13 +263,12 @@ def _overlap(starts: IntArray, ends: IntArray, start_ns: int | IntArray, end_ns:
     return part
 
 
-def _lag_variance(work: Work, costs: Costs, features: Array, start_ns: int, end_ns: int) -> float:
-    """Variance in J² of the modelled energy from not knowing the lag: what a window as long, earlier or later, would hold."""
-    shift_ns = min(costs.lag_error_ns, BUBBLE_NS)
-    above_idle_j = costs.step_energy(features) - costs.energy[0] * features[:, 0]
-    by_ns = np.array([[0], [-shift_ns], [shift_ns]])
-    parts = _overlap(work.start_ns, work.end_ns, start_ns + by_ns, end_ns + by_ns)
-    here, earlier, later = (float(joules) for joules in np.sum(above_idle_j * parts, axis=1))
+def _lag_variance(above_idle_j: Array, parts: Array) -> float:
+    """Variance in J² of the modelled energy from not knowing the lag: by what is in a window as long, earlier or later. `parts` are 3 × S: of
+    the steps in the window itself, the earliest and the latest.
+    """
+    joules: list[float] = (parts @ above_idle_j).tolist()
+    here, earlier, later = joules
     return max(abs(earlier - here), abs(later - here)) ** 2
 
 
@@ -284,7 +285,7 @@ def _waiting(work: Work) -> tuple[BoolArray, BoolArray]:
     steps, lines = len(work.steps), work.lines
     runs, prefills = np.zeros((2, steps * lines), dtype=np.bool_)
     runs[work.row_place] = True
-    prefills[work.row_place[work.is_prefill]] = True
+    prefills[work.row_place[work.prefill_rows]] = True
     runs = runs.reshape(steps, lines)
     return runs[:-1] & runs[1:], prefills.reshape(steps, lines)[1:]
 
@@ -300,7 +301,7 @@ def _near(part: Array, bubbles_s: Array) -> slice:
 
 def _posterior(variance_j2: Array, edge_j2: float) -> Array:
     """Variances of parts whose sum is known but for its own variance."""
-    posterior: Array = variance_j2 * (1 - variance_j2 / max(float(np.sum(variance_j2)) + edge_j2, 1e-30))
+    posterior: Array = variance_j2 * (1 - variance_j2 / max(float(variance_j2.sum()) + edge_j2, 1e-30))
     return posterior
 
 
@@ -316,37 +317,34 @@ def _step_shares(
     features, step, slots = work.step_features, work.row_step, work.row_request
     division = divide(work, costs, features)
     row_j, own_j = division.joules, work.features @ costs.energy
-    whole_j = np.bincount(step, weights=row_j, minlength=len(part)).astype(np.float64)
+    whole_j = np.bincount(step, weights=row_j, minlength=len(part)).astype(np.float64, copy=False)
     fraction = row_j / _nonzero(whole_j)[step]
     if not whole_j.all():
         fraction = np.where((whole_j > 0)[step], fraction, work.row_weight)
     scale = step_j / _nonzero(costs.step_energy(features) * part)
     paid_j = step_j[step] * fraction
-    pass_j = np.where(work.players == 1, costs.energy[1], 0.0)
-    prefill = work.is_prefill
+    is_alone = work.players == 1
+    if is_alone.any():  # it saves the whole pass
+        own_j += costs.energy[1] * is_alone[step] * work.row_weight
+    prefills = work.prefill_rows
 
     def book(amount: int, joules: Array, rows: IntArray | None = None) -> None:
         """Sum over the rows of each request; over `rows` alone where there is nothing in the others."""
         of, what = (slots, joules) if rows is None else (slots[rows], joules[rows])
         shares.amounts[:, amount] = np.bincount(of, weights=what, minlength=lines)
 
-    if prefill.any():
-        book(PROMPT_J, paid_j, np.flatnonzero(prefill))
-        book(OUTPUT_J, paid_j, np.flatnonzero(~prefill))
-    else:
-        book(OUTPUT_J, paid_j)
-    book(MARGINAL_J, (own_j + pass_j[step] * work.row_weight) * part[step] * scale[step])
-    book(VARIANCE_J2, posterior_j2[step] * fraction**2 + edge_j2 * (paid_j / max(energy_j, 1e-30)) ** 2)
-    for amount, tokens, of in (
-        (RECOMPUTED_J, work.recomputed_tokens, work.prefill_tokens),
-        (DRAFT_WASTE_J, work.rejected_tokens, work.decode_tokens),
-    ):
-        rows = np.flatnonzero(tokens)
-        if len(rows):
-            book(amount, paid_j * tokens / np.maximum(of, 1.0), rows)
-    cached = work.cached_tokens
-    rows = np.flatnonzero(cached)
-    if len(rows):
+    output_j = paid_j.copy()
+    output_j[prefills] = 0.0
+    book(PROMPT_J, paid_j, prefills)
+    book(OUTPUT_J, output_j)
+    book(MARGINAL_J, own_j * (part * scale)[step])
+    book(VARIANCE_J2, (posterior_j2 + edge_j2 * (step_j / max(energy_j, 1e-30)) ** 2)[step] * fraction**2)
+    if len(rows := work.rows_with(RECOMPUTED)):
+        book(RECOMPUTED_J, paid_j * work.recomputed_tokens / np.maximum(work.prefill_tokens, 1.0), rows)
+    if len(rows := work.rows_with(DRAFT)):
+        book(DRAFT_WASTE_J, paid_j * work.rejected_tokens / np.maximum(work.decode_tokens, 1.0), rows)
+    if len(rows := work.rows_with(CACHED)):
+        cached = work.cached_tokens
         book(AVOIDED_J, (costs.energy[2] * cached + costs.energy[3] * cached * (cached + 1) / 2) * part[step], rows)
     _add_sensitivity(shares, work, costs, part, fraction, division.seconds)
     ran = np.zeros(lines, dtype=np.bool_)
@@ -368,11 +366,13 @@ def _add_sensitivity(shares: Shares, work: Work, costs: Costs, part: Array, frac
     for total, of_step in ((shares.sensitivity, part * ~capped), (shares.limited, part * capped)):
         if not of_step.any():
             continue
+        of_row = of_step[work.row_step]
         total[:, 0] = (lasted * of_step) @ seconds_of
         total[:, 1] = of_step @ weights
-        for term in np.flatnonzero(work.step_features[:, OWN].any(axis=0)).tolist():
-            own = work.features[:, OWN.start + term] * of_step[work.row_step]
-            total[:, OWN.start + term] = np.bincount(work.row_request, weights=own, minlength=work.lines)
+        for term in work.terms:
+            rows = work.prefill_rows if term in OF_PREFILLS else slice(None)
+            own = work.features[rows, term] * of_row[rows]
+            total[:, term] = np.bincount(work.row_request[rows], weights=own, minlength=work.lines)
         if work.routed:
             tokens, tokens_of_step = (table[:, 2] + table[:, 4] for table in (work.features, work.step_features))
             woken = work.step_features[:, EXPERTS] / _nonzero(tokens_of_step)
@@ -391,6 +391,8 @@ def _settle(
     engine_overhead_j: float = 0.0,
     unattributed: dict[str, float] | None = None,
     host_bubble_j: float = 0.0,
+    passes_j: float = 0.0,
+    passes_variance_j2: float = 0.0,
 ) -> Settlement:
     attributed_j = math.fsum(shares.energy_j.tolist())
     balance = Balance(
@@ -404,4 +406,4 @@ def _settle(
         unattributed_j_by_cause=unattributed or {},
         host_bubble_j=host_bubble_j,
     )
-    return Settlement(balance, shares, work)
+    return Settlement(balance, shares, work, passes_j, passes_variance_j2)

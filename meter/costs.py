@@ -61,10 +61,10 @@ class Costs:
         at_limit: BoolArray = features @ self.energy > self.limit_j(features)
         return at_limit
 
-    def limit_j(self, features: Array) -> Array:
+    def limit_j(self, features: Array) -> Array | float:
         """The most joules that steps with these `step_features` can take in their time."""
         if math.isinf(self.power_limit_w):
-            return np.full(len(features), math.inf)
+            return math.inf
         most: Array = self.power_limit_w * features[:, 0]
         return most
 
@@ -75,15 +75,15 @@ class Costs:
 
     def step_variance(self, features: Array) -> Array:
         """Variance in J² of `step_energy`: the coefficients' and the step's own."""
-        joint = np.einsum("si,ij,sj->s", features, self.covariance, features)
-        joint[self.capped(features)] = 0.0  # whatever the coefficients
-        variance: Array = joint + (self.step_noise * self.step_energy(features)) ** 2
-        return variance
+        return self.part_variance(features, np.ones(len(features)))
 
     def part_variance(self, features: Array, part: Array) -> Array:
         """Variance in J² of the energy of parts of steps (S shares of their time): power within a step is not quite constant."""
-        unevenness = (2 * self.unevenness * self.step_energy(features)) ** 2 * part * (1 - part)
-        variance: Array = self.step_variance(features) * part**2 + unevenness
+        joint = ((features @ self.covariance) * features).sum(axis=1)
+        joint[self.capped(features)] = 0.0  # whatever the coefficients
+        square_j2 = self.step_energy(features) ** 2
+        whole = joint + self.step_noise**2 * square_j2
+        variance: Array = whole * part**2 + (2 * self.unevenness) ** 2 * square_j2 * part * (1 - part)
         return variance
 
 

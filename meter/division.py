@@ -17,6 +17,8 @@ from etameter.work import EXPERTS, OWN, Array, IntArray, Work, experts
 
 LARGE = 3
 """So many prefills of a step are in or out one by one."""
+OF_PREFILLS = (2, 3)
+"""Terms of which only prefills have anything."""
 _POINTS, _WEIGHTS = np.polynomial.legendre.leggauss(4)
 _SHARES, _SHARE_WEIGHTS = (_POINTS + 1) / 2, _WEIGHTS / 2
 _SETS = np.array([[number >> large & 1 for large in range(LARGE)] for number in range(2**LARGE)], dtype=np.float64)
@@ -34,7 +36,8 @@ class Division:
 
 def divide(work: Work, costs: Costs, features: Array) -> Division:
     """Divide each step; `features` are the `step_features` of `work`."""
-    large, step, place = _large(work, costs)
+    large, rest, place = _prefills(work, costs)
+    step = work.row_step[large]
     steps, most = len(features), int(place.max(initial=-1)) + 1
     sets = _SETS[: 2**most, :most]
     loads = np.zeros((steps, most, OWN.stop - OWN.start))
@@ -43,66 +46,70 @@ def divide(work: Work, costs: Costs, features: Array) -> Division:
     there[step, place] = 1.0
     others = features[:, OWN] - loads.sum(axis=1)
     load = _SHARES[:, None, None] * others[:, None, None] + np.einsum("ek,skf->sef", sets, loads)[:, None]
-    held = np.where(
-        sets > 0, _SHARES[:, None, None] * there[:, None, None], 1 - _SHARES[:, None, None] * there[:, None, None]
-    )
+    probability = _SHARES[:, None, None] * there[:, None, None]
+    held = np.where(sets > 0, probability, 1 - probability)
     weight = _SHARE_WEIGHTS[:, None] * held.prod(axis=-1)  # S × shares × sets
-    joules, seconds, joules_slope, seconds_slope = _value(load, costs, work.routed)
-    joules_slope = np.einsum("sqe,sqef->sf", weight, joules_slope)
-    seconds_slope = np.einsum("sqe,sqef->sf", weight, seconds_slope)
-    empty_j, empty_s, _, _ = _value(np.zeros(OWN.stop - OWN.start), costs, work.routed)
-    row_j, row_s = np.zeros((2, len(work.row_step)))
-    for term in np.flatnonzero(features[:, OWN].any(axis=0)).tolist():  # most steps only decode
-        of_row = work.features[:, OWN.start + term]
-        row_j += of_row * joules_slope[:, term][work.row_step]
-        row_s += of_row * seconds_slope[:, term][work.row_step]
+    value, slopes = _value(load, costs, work.routed)
+    slopes = np.einsum("sqe,vsqef->vfs", weight, slopes)
+    shares = np.zeros((2, len(work.row_step)))
+    for term in work.terms:
+        rows = rest if term in OF_PREFILLS else slice(None)
+        shares[:, rows] += work.features[rows, term] * slopes[:, term - OWN.start].take(work.row_step[rows], axis=1)
     for each in range(most):
         without = sets[:, each] == 0
         of_others = weight[:, :, without] / (
             1 - _SHARES[:, None]
         )  # the set's probability, whether this one is in it or out
         mine = place == each
-        for row, value in ((row_j, joules), (row_s, seconds)):
-            added = np.sum(of_others * (value[:, :, ~without] - value[:, :, without]), axis=(1, 2))
-            row[large[mine]] = added[step[mine]]
-    return Division(row_j + empty_j * work.row_weight, row_s + empty_s * work.row_weight)
+        added = np.sum(of_others * (value[..., ~without] - value[..., without]), axis=(2, 3))
+        shares[:, large[mine]] = added[:, step[mine]]
+    shares += _empty(costs)[:, None] * work.row_weight
+    return Division(*shares)
 
 
-def _large(work: Work, costs: Costs) -> tuple[IntArray, IntArray, IntArray]:
-    """The largest prefills: their rows, their steps, and their places in these."""
-    rows = np.flatnonzero(work.is_prefill)
+def _prefills(work: Work, costs: Costs) -> tuple[IntArray, IntArray, IntArray]:
+    """Rows of the largest prefills of each step and of the others, and the places of the former in their steps."""
+    rows = work.prefill_rows
     size_s = work.features[rows] @ costs.time_s[COMPUTING]
     rows = rows[np.lexsort((-size_s, work.row_step[rows]))]
     step = work.row_step[rows]
-    first = np.searchsorted(step, step)
-    place = np.arange(len(rows)) - first
+    place = np.arange(len(rows)) - np.searchsorted(step, step)
     kept = place < LARGE
-    return rows[kept], step[kept], place[kept]
+    return rows[kept], rows[~kept], place[kept]
 
 
-def _value(load: Array, costs: Costs, routed: float) -> tuple[Array, Array, Array, Array]:
-    """Joules and seconds of a step with this load (… × OWN), and their slopes."""
+def _empty(costs: Costs) -> Array:
+    """Joules and seconds of a step without work."""
+    seconds = max(costs.time_s[READING, 1], costs.time_s[COMPUTING, 1])
+    return np.array([min(costs.energy[1] + costs.energy[0] * seconds, costs.power_limit_w * seconds), seconds])
+
+
+def _value(load: Array, costs: Costs, routed: float) -> tuple[Array, Array]:
+    """Joules and seconds of steps with this load (… × OWN): 2 × …; and their slopes: 2 × … × OWN."""
     rates, own = costs.time_s[:, OWN], costs.energy[OWN]
-    both = load @ rates.T + costs.time_s[:, 1]
-    joules = load @ own + costs.energy[1]
+    loads = load.reshape(-1, load.shape[-1]).T  # products with one matrix, not with one for each step
+    both = [(of_time[OWN] @ loads).reshape(load.shape[:-1]) + of_time[1] for of_time in costs.time_s]
+    joules = (own @ loads).reshape(load.shape[:-1]) + costs.energy[1]
     if routed:
         tokens = load[..., 0] + load[..., 2]
         woken = experts(tokens, routed)
         waking = -math.log1p(-routed) * (1 - woken)
-        both = both + woken[..., None] * costs.time_s[:, EXPERTS]
+        both = [each + woken * per_expert for each, per_expert in zip(both, costs.time_s[:, EXPERTS], strict=True)]
         joules = joules + woken * costs.energy[EXPERTS]
-    computing = both[..., COMPUTING] > both[..., READING]
-    seconds = np.where(computing, both[..., COMPUTING], both[..., READING])
+    computing = both[COMPUTING] > both[READING]
+    value, slopes = np.empty((2, *computing.shape)), np.empty((2, *load.shape))
+    seconds = np.maximum(both[READING], both[COMPUTING], out=value[1])
     seconds_slope = np.where(computing[..., None], rates[COMPUTING], rates[READING])
-    joules_slope = np.broadcast_to(own, seconds_slope.shape)
+    joules_slope = own
     if routed:
         token = np.array([1.0, 0.0, 1.0, 0.0, 0.0, 0.0]) * waking[..., None]
         passing_s = np.where(computing, costs.time_s[COMPUTING, EXPERTS], costs.time_s[READING, EXPERTS])
         seconds_slope = seconds_slope + token * passing_s[..., None]
         joules_slope = joules_slope + token * costs.energy[EXPERTS]
-    joules, joules_slope = joules + costs.energy[0] * seconds, joules_slope + costs.energy[0] * seconds_slope
+    joules = np.add(joules, costs.energy[0] * seconds, out=value[0])
+    slopes[0], slopes[1] = joules_slope + costs.energy[0] * seconds_slope, seconds_slope
     capped = joules > costs.power_limit_w * seconds
-    if np.any(capped):
-        joules = np.where(capped, costs.power_limit_w * seconds, joules)
-        joules_slope = np.where(capped[..., None], costs.power_limit_w * seconds_slope, joules_slope)
-    return joules, seconds, joules_slope, seconds_slope
+    if capped.any():
+        joules[capped] = costs.power_limit_w * seconds[capped]
+        slopes[0, capped] = costs.power_limit_w * slopes[1, capped]
+    return value, slopes

@@ -173,6 +173,10 @@ class Work:
             return np.zeros((COLUMNS, 0), dtype=np.uint32)
         return np.concatenate([step.columns for step in self.steps], axis=1)
 
+    def rows_with(self, column: int) -> IntArray:
+        """Rows with anything in this column."""
+        return np.flatnonzero(self._table[column])
+
     def _column(self, column: int) -> Array:
         values: Array = self._table[column].astype(np.float64)
         return values
@@ -181,6 +185,11 @@ class Work:
     def features(self) -> Array:
         """R × TERMS: what the terms of OWN multiply."""
         return row_features(self._table, self._counts)
+
+    @cached_property
+    def terms(self) -> list[int]:
+        """Those of OWN that the steps have anything of."""
+        return [OWN.start + int(term) for term in np.flatnonzero(self.step_features[:, OWN].any(axis=0))]
 
     @cached_property
     def row_step(self) -> IntArray:
@@ -219,6 +228,11 @@ class Work:
         """R: computes prompt tokens."""
         prefill: BoolArray = self._table[PREFILL] > 0
         return prefill
+
+    @cached_property
+    def prefill_rows(self) -> IntArray:
+        """Those of `is_prefill`: few are."""
+        return self.rows_with(PREFILL)
 
     @property
     def prefill_tokens(self) -> Array:
