@@ -26,7 +26,7 @@ from .checkers import Code, CodeTest, Verdict
 from .checkers.code import source_of
 from .endpoint import energy_in
 
-FORM: Final = '{"id", "request": {…}, "answer": {…}, "checker": {"kind": "code", …}}, request and answer as they went over the wire; no checker for calls of tools'
+FORM: Final = '{"id", "request": {…}, "answer": {…}, "checker": {"kind": "code", …}}, request and answer as they went over the wire; for calls of tools, in place of a checker, perhaps "calls": [{"name", "arguments"}]'
 MOST_CHECKS: Final = 60
 _TOKEN: Final = re.compile(r"\w+|[^\w\s]")
 
@@ -182,8 +182,11 @@ def _look_at(row: Mapping[str, Any], place: str, line: int) -> Found:
     reason: Reason | None = "no_code_or_call"
     minimal, checks = True, 0
     if kind == "call":
+        schemas = _schemas(request.get("tools"))
         eta = eta_of_calls(request.get("tools"), message)
         reason = None if eta is not None else "call_unknown"
+        if eta is not None and "calls" in row and not _are(message["tool_calls"], _wanted(row, place), schemas):
+            eta, reason = None, "wrong_answer"
     elif isinstance(checker := _checker(row, place), Code | CodeTest):
         kind = "code"
         found = least_code(str(message.get("content") or ""), checker)
@@ -220,13 +223,7 @@ def _checker(row: Mapping[str, Any], place: str) -> checkers.Checker | None:
 
 def eta_of_calls(tools: object, message: Mapping[str, Any]) -> float | None:
     """Of all calls of an answer that says nothing else; None where one is of no known tool, or no JSON."""
-    schemas: dict[str, Mapping[str, Any]] = {}
-    for tool in tools if isinstance(tools, list) else ():
-        match tool:
-            case {"function": {"name": str(name), "parameters": dict(parameters)}}:
-                schemas[name] = parameters
-            case {"function": {"name": str(name)}}:
-                schemas[name] = {}
+    schemas = _schemas(tools)
     least_characters = characters = 0
     calls = message["tool_calls"]
     for call in calls if isinstance(calls, list) else (None,):
@@ -240,6 +237,49 @@ def eta_of_calls(tools: object, message: Mapping[str, Any]) -> float | None:
         least_characters += len(name) + min(len(found.minimal), found.characters)
         characters += len(name) + found.characters
     return least_characters / (characters + len(message.get("content") or ""))
+
+
+def _schemas(tools: object) -> dict[str, Mapping[str, Any]]:
+    """Of the tools, by their names."""
+    schemas: dict[str, Mapping[str, Any]] = {}
+    for tool in tools if isinstance(tools, list) else ():
+        match tool:
+            case {"function": {"name": str(name), "parameters": dict(parameters)}}:
+                schemas[name] = parameters
+            case {"function": {"name": str(name)}}:
+                schemas[name] = {}
+    return schemas
+
+
+def _wanted(row: Mapping[str, Any], place: str) -> list[tuple[str, str]]:
+    """Names and arguments, in JSON, of the calls that are right."""
+    calls = row["calls"]
+    if not isinstance(calls, list):
+        raise EtameterError(f"{place} has calls that are no list", f"give {FORM}")
+    wanted = []
+    for call in calls:
+        match call:
+            case {"name": str(name), "arguments": dict(arguments)}:
+                wanted.append((name, json.dumps(arguments)))
+            case _:
+                raise EtameterError(f"{place} has the call {call!r}", f"give {FORM}")
+    return wanted
+
+
+def _are(calls: list[Any], wanted: list[tuple[str, str]], schemas: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether the calls do what is wanted: what they have beyond the least makes no difference, nor does their order."""
+    made = [(call["function"]["name"], call["function"]["arguments"]) for call in calls]
+    one, other = (
+        sorted((name, json.dumps(_meant(arguments, schemas.get(name, {})), sort_keys=True)) for name, arguments in each)
+        for each in (made, wanted)
+    )
+    return one == other
+
+
+def _meant(arguments: str, schema: Mapping[str, Any]) -> object:
+    found = least(arguments, schema)
+    assert found is not None, "it was read before"
+    return json.loads(found.minimal)
 
 
 def as_row(found: Found) -> dict[str, object]:

@@ -1,11 +1,16 @@
 """The least of code that passes, and of calls of tools, in tokens and joules."""
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
+from hypothesis import given
+from hypothesis import strategies as st
 
+from benchmarks import calls
 from etameter.cli import main
 from etameter.errors import EtameterError
 from etameter.prompts import minimal, sandbox
@@ -203,3 +208,71 @@ def test_calls_that_are_none_are_unknown(calls: object, tmp_path: Path) -> None:
     path.write_text(json.dumps({**CALL, "answer": {"choices": [{"message": {"tool_calls": calls}}]}}) + "\n")
     (found,) = minimal.look(path)
     assert (found.kind, found.eta, found.reason) == ("call", None, "call_unknown")
+
+
+def call_for(question: calls.Question, *, wordy: bool) -> str:
+    """The arguments that are right, or with all defaults and a key that nobody knows."""
+    parameters = next(
+        tool["function"]["parameters"] for tool in calls.TOOLS if tool["function"]["name"] == question.name
+    )
+    defaults = {name: each["default"] for name, each in parameters["properties"].items() if "default" in each}
+    told = {**defaults, **question.arguments, "why": "asked"} if wordy else question.arguments
+    return json.dumps(told, separators=(",", ":"))
+
+
+@given(st.integers(0, 10**6), st.integers(1, 12))
+def test_generated_calls_are_right_however_they_are_written_and_have_slack_where_they_say_more(
+    seed: int, count: int
+) -> None:
+    asked = calls.questions(seed, count)
+    assert asked == calls.questions(seed, count + 1)[:count]
+    for question in asked:
+        line: dict[str, Any] = {"request": calls.request_of(question, "m")}
+        line["calls"] = [{"name": question.name, "arguments": dict(question.arguments)}]
+        for wordy in (False, True):
+            function = {"name": question.name, "arguments": call_for(question, wordy=wordy)}
+            line["answer"] = {"choices": [{"message": {"content": None, "tool_calls": [{"function": function}]}}]}
+            found = minimal._look_at(line, "here", 1)
+            assert (found.kind, found.reason) == ("call", None)
+            assert found.eta is not None
+            assert (found.eta == 1.0) is not wordy
+
+
+@pytest.mark.parametrize("wrong", [{"city": "Rome", "unit": "C"}, {"city": "Paris", "unit": "F"}, {}])
+def test_a_call_that_does_something_else_has_no_eta(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    right = {"name": "weather", "arguments": {"city": "Paris"}}
+    lines = [{**CALL, "calls": wanted} for wanted in ([right], [right, right], [{**right, "arguments": wrong}])]
+    assert [found.reason for found in minimal.look(written(tmp_path, *lines))] == [None, *["wrong_answer"] * 2]
+
+
+@pytest.mark.parametrize("wanted", [5, ["weather"], [{"name": "weather"}]])
+def test_calls_to_compare_with_that_are_none_are_refused(tmp_path: Path, wanted: object) -> None:
+    with pytest.raises(EtameterError, match=r"answers.jsonl:1 has "):
+        minimal.look(written(tmp_path, {**CALL, "calls": wanted}))
+
+
+def test_a_server_is_asked_for_calls(tmp_path: Path) -> None:
+    async def answer(request: web.Request) -> web.Response:
+        body = await request.json()
+        question = next(each for each in calls.questions(1, 8) if each.text == body["messages"][0]["content"])
+        function = {"name": question.name, "arguments": call_for(question, wordy=True)}
+        message = {"role": "assistant", "content": None, "tool_calls": [{"type": "function", "function": function}]}
+        return web.json_response({"choices": [{"message": message}], "usage": {"completion_tokens": 20}})
+
+    async def models(_: web.Request) -> web.Response:
+        return web.json_response({"data": [{"id": "m"}]})
+
+    async def collected() -> list[dict[str, Any]]:
+        application = web.Application()
+        application.add_routes([web.get("/v1/models", models), web.post("/v1/chat/completions", answer)])
+        runner = web.AppRunner(application)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        try:
+            return await calls.collect(f"http://127.0.0.1:{runner.addresses[0][1]}", 1, 8)
+        finally:
+            await runner.cleanup()
+
+    found = minimal.look(written(tmp_path, *asyncio.run(collected())))
+    assert [each.id for each in found] == [f"calls-1-{number}" for number in range(8)]
+    assert all(each.eta is not None and each.eta < 1.0 and each.beyond_tokens for each in found)
