@@ -202,6 +202,7 @@ def outcome_of(held: Held, block: Block, attempt: int, *, texts: bool) -> Outcom
         prompt_text="\n\n".join(held.task.turns) if texts else None,
         answer_text=answers[-1].text if texts and answers else None,
         braked=answers[-1].braked if answers else None,
+        detectors=answers[-1].detectors if answers else None,
     )
 
 

@@ -72,7 +72,7 @@ def measure(run: Path, judged: Path | None) -> Report:
     """Of a run of `etameter ab` with an arm and the same braked, in its first part whose blocks have one arm each.
 
     Raises:
-        EtameterError: there is no such run, or what is judged is not of its answers.
+        EtameterError: there is no such run, it was braked by other detectors than this version's, or what is judged is not of its answers.
     """
     plan, arm = _planned(run)
     told = results.taken(run)
@@ -84,6 +84,7 @@ def measure(run: Path, judged: Path | None) -> Report:
     )
     found = compare(plan, blocks, outcomes, ("fully loaded", shares_of_blocks(blocks, outcomes)), arm, arm + BRAKED)
     under = [one for one in outcomes if one.arm == arm + BRAKED]
+    _refuse_other_detectors(run, under)
     seen = None if judged is None else _judged([one for one in outcomes if one.arm == arm], judged)
     bounds = [
         None if found.accuracy is None else max(-found.accuracy.low, 0.0),
@@ -107,6 +108,17 @@ def measure(run: Path, judged: Path | None) -> Report:
         damage_at_most=max(known) if len(known) == len(bounds) else None,
         why_not=found.why_not,
     )
+
+
+def _refuse_other_detectors(run: Path, under: Sequence[Outcome]) -> None:
+    """What this version's would have done, which the judge's bound is of, says nothing of what was run with others."""
+    ran = {one.detectors for one in under if one.turns} - {identity()}
+    if ran:
+        told = ", ".join(sorted(each or "unknown" for each in ran))
+        raise ExperimentError(
+            f"{run} was braked by other detectors than this version's {identity()}: {told}",
+            "use the version that the server ran for all of it, or run it anew",
+        )
 
 
 def _planned(run: Path) -> tuple[Plan, str]:

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Self, get_args
 
 import aiohttp
@@ -20,6 +20,8 @@ from etameter.records import Source
 ARM_HEADER = "X-Etameter-Arm"
 BRAKE_HEADER = "X-Etameter-Brake"
 """`on` or `off` in a request asks for the slack brake, or for none whatever the arm; in a response it says that it was on."""
+DETECTORS_HEADER = "X-Etameter-Brake-Detectors"
+"""In a response with the slack brake on: which its detectors were."""
 RUN_HEADER = "X-Etameter-Run"
 """Says that requests belong to an experiment, so that the same one sent again is no user's retry."""
 UNCONSTRAINED = "unconstrained"
@@ -70,6 +72,8 @@ class Answer:
     """Of the prompt, found in the prefix cache; None where the server doesn't say."""
     braked: str | None = None
     """Why the slack brake ended it, if it did."""
+    detectors: str | None = None
+    """Of the brake, if it was on."""
 
 
 class Endpoint:
@@ -150,6 +154,7 @@ class Endpoint:
         began_s = time.monotonic()
         headers = {ARM_HEADER: arm, BRAKE_HEADER: "on" if braked else "off"}
         chunks: list[Any] = []
+        detectors = None
         with self._failing(began_s):
             async with self._session.post(
                 f"{self.url}/v1/chat/completions", json={**body, **_STREAMED}, headers=headers
@@ -157,12 +162,13 @@ class Endpoint:
                 await _refuse_failure(response)
                 if braked and response.headers.get(BRAKE_HEADER) != "on":
                     raise EngineError(f"{self.url} has no slack brake", "serve with this version of etameter")
+                detectors = response.headers.get(DETECTORS_HEADER)
                 chunks += [
                     json.loads(line.removeprefix(b"data: "))
                     async for line in response.content
                     if line.startswith(b"data: {")
                 ]
-        return self._read(lambda: _joined(chunks), began_s)
+        return replace(self._read(lambda: _joined(chunks), began_s), detectors=detectors)
 
     @contextmanager
     def _failing(self, began_s: float) -> Iterator[None]:

@@ -27,7 +27,7 @@ MIXED: Final = "mixed"
 """The arm of a block whose requests are of all arms."""
 
 _VERSION = "1"
-_ADDED: Final = frozenset({"braked", "eta_minimal"})
+_ADDED: Final = frozenset({"braked", "eta_minimal", "detectors"})
 """Columns that tables of earlier versions don't have."""
 
 
@@ -140,6 +140,8 @@ class Outcome:
     """Why the slack brake ended the last answer, if it did."""
     eta_minimal: float | None = None
     """Of code and calls of tools: see `minimal`."""
+    detectors: str | None = None
+    """Which the slack brake had, where it was on."""
 
 
 RowT = TypeVar("RowT", BlockRow, Outcome)

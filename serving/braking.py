@@ -10,7 +10,7 @@ import json
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any, Final
 
-from etameter.slack.brake import Brake
+from etameter.slack.brake import Brake, identity
 
 from .arms import Arms
 from .brakes import from_environment
@@ -24,6 +24,8 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 HEADER: Final = b"x-etameter-brake"
 """`on` in a request asks for the brake, `off` for none whatever the arm; in a response it says that the brake was on."""
+DETECTORS: Final = b"x-etameter-brake-detectors"
+"""In such a response: which they were, as `slack.brake.identity` has them."""
 BRAKED: Final = "etameter.braked"
 """In the scope: why the answer was ended."""
 _LIMIT_BYTES: Final = 256 << 10
@@ -42,6 +44,7 @@ class Braking:
         self.app = app
         self._arms = arms
         self._brakes = from_environment()
+        self.detectors = identity().encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         wish = next((value.strip().lower() for name, value in scope["headers"] if name == HEADER), b"")
@@ -111,7 +114,7 @@ class _Stream:
             is_stream = said.get(b"content-type", b"").startswith(b"text/event-stream")
             self._watches = message["status"] == 200 and is_stream and b"content-encoding" not in said
             if self._watches:
-                message = {**message, "headers": [*headers, (HEADER, b"on")]}
+                message = {**message, "headers": [*headers, (HEADER, b"on"), (DETECTORS, self._braking.detectors)]}
         elif message["type"] == "http.response.body" and self._watches:
             message = await self._watched(message)
         elif self._pending:  # it is cut off in the middle of an event

@@ -19,12 +19,14 @@ from etameter.prompts import asking, brake, report, results
 from etameter.prompts.arms import Arm, find
 from etameter.prompts.endpoint import connect
 from etameter.prompts.plan import Load
+from etameter.prompts.tables import Outcome, write_parquet
 from etameter.prompts.tasks import Suite, Task
 from etameter.serving.arrivals import Arrivals
 from etameter.serving.brakes import permitted
 from etameter.serving.proxy import Proxy
 from etameter.serving.ring import RingWriter
 from etameter.serving.streamed import TokenSteps
+from etameter.slack.brake import identity
 from tests.prompts import ab_bench
 from tests.prompts.upstream import Upstream, running
 
@@ -141,6 +143,20 @@ def test_rows_say_what_was_braked_and_shorter_answers_were_paid(run: Path) -> No
         ("unconstrained", None),
         ("unconstrained-braked", "closing"),
     }
+
+
+def test_what_other_detectors_did_is_not_reported_as_these(run: Path) -> None:
+    under = [one for one in results.taken(run).outcomes if one.arm == "unconstrained-braked"]
+    assert {one.detectors for one in under} == {identity()}
+    others = [replace(under[0], detectors="0" * 16), replace(under[1], detectors=None), *under[2:]]
+    rest = [one for one in results.taken(run).outcomes if one.arm == "unconstrained"]
+    assert {one.detectors for one in rest} == {None}
+    write_parquet(run / results.REQUESTS_FILE, Outcome, [*rest, *others], {})
+    with pytest.raises(ExperimentError, match=f"other detectors than this version's {identity()}: {'0' * 16}, unknown"):
+        brake.measure(run, None)
+    failed = replace(under[0], turns=0, detectors=None, failure="timeout", correct=False)
+    write_parquet(run / results.REQUESTS_FILE, Outcome, [*rest, failed, *under[1:]], {})
+    assert brake.measure(run, None).detectors == identity()
 
 
 def test_a_server_without_the_brake_is_refused() -> None:

@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from etameter.serving.arms import Arms
+from etameter.serving.asgi import CUT
 from etameter.serving.brakes import BRAKES
-from etameter.serving.braking import HEADER, Braking
-from etameter.serving.middleware import CUT
+from etameter.serving.braking import DETECTORS, HEADER, Braking
+from etameter.slack.brake import identity
 from tests.serving.fake_meter import ENERGY, FakeMeter
 from tests.serving.scripted import STREAM, Scripted, chunked, fetch, post, running
 from tests.serving.test_middleware import Client, client_of, meter, run_dir, vllm_internals  # noqa: F401  # fixtures
@@ -97,6 +98,7 @@ def test_a_closing_is_ended_the_engine_is_left_and_the_energy_says_so(meter: Fak
     assert last["energy"].items() >= {**ENERGY, "braked": "closing"}.items()
     assert client.body().endswith(DONE)
     assert client.header(HEADER) == b"on"
+    assert client.header(DETECTORS) == identity().encode()
     assert [message["more_body"] for message in client.sent[1:]][-1] is False
     assert not [each for each in meter.messages if each["type"] == "waste"], "nobody abandoned it"
 
@@ -115,6 +117,14 @@ def test_the_usage_so_far_is_told_where_each_event_has_it(meter: FakeMeter) -> N
     assert end["choices"][0]["finish_reason"] == "stop"
     assert (usage["choices"], usage["usage"]["completion_tokens"]) == ([], 10)
     assert usage["energy"]["braked"] == "closing"
+
+
+def test_who_asked_for_usage_at_the_end_alone_finds_the_tokens_in_the_energy(meter: FakeMeter) -> None:  # noqa: F811
+    asks = asked(stream_options={"include_usage": True})
+    events = [event.replace(b"}\n\n", b', "usage": null}\n\n') for event in stream(ANSWER + CLOSING)[:-1]]
+    *_, last = chunks(called(Writing([*events, DONE]), asks, ON).body())
+    assert (last["choices"][0]["finish_reason"], last["usage"]) == ("stop", None)
+    assert last["energy"]["braked"] == "closing"
 
 
 @pytest.mark.parametrize(
