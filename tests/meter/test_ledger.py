@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 
 from etameter.errors import EtameterError
 from etameter.ledger import QUIET_ROW_NS, RUNNING, Ledger, RequestRow, RequestValues, Resume, row_values
+from etameter.nodes.kept import Known
+from etameter.nodes.wire import RemoteCounter
 from etameter.records import Balance, Edge, RequestEnergy, RequestRecord, Source
 from tests.meter.test_accounts import changed
 
@@ -261,3 +263,16 @@ def test_a_process_killed_between_any_two_writes_leaves_whole_batches(tmp_path: 
         assert totals.residual_j == pytest.approx(0.0, abs=1e-9)
         ledger.close()
     assert len(rows) > 5
+
+
+def test_in_which_boot_other_machines_were_is_kept_for_as_long_as_it_means_anything(tmp_path: Path) -> None:
+    counter = RemoteCounter("GPU-0", ("MIG-a",), "H100", "gpu", "nvml", "simulated", None)
+    ledger = Ledger(tmp_path / "ledger.db")
+    first, second = Known("there-1", 7, (counter,)), Known("there-2", 9, (counter, replace(counter, gpu_uuid="GPU-1")))
+    ledger.settle_together([([], [], resume(), [])], 1.0, nodes={"a:1": first, "b:1": first})
+    ledger.settle_together([([], [], resume(), [])], 2.0, nodes={"a:1": second})
+    ledger.close()
+    again = Ledger(tmp_path / "ledger.db", read_only=True)
+    assert again.nodes("boot") == {"a:1": second, "b:1": first}
+    assert again.nodes("another") == {"a:1": replace(second, boot_id=""), "b:1": replace(first, boot_id="")}
+    again.close()

@@ -96,6 +96,14 @@ def test_a_counter_of_a_new_boot_begins_an_epoch_though_it_shows_more() -> None:
     ]
 
 
+@pytest.mark.parametrize(("since_ns", "reset"), [(90 * MS, False), (100 * MS, False), (110 * MS, True)])
+def test_a_boot_from_before_the_last_edge_is_that_edges_own(since_ns: int, reset: bool) -> None:
+    timeline = Timeline(GPU, last_edge=edge(100, 5_000))
+    for found in (Reboot(GPU, since_ns), Reboot(GPU, since_ns - 1), edge(300, 90_000), edge(400, 110_000)):
+        timeline.add(found)
+    assert [interval.cause for interval in timeline.take()] == ["reset" if reset else "readings_missing", None]
+
+
 def test_joules_before_a_reset_are_kept() -> None:
     found = [edge(0, 1_000), edge(20, 3_000), edge(40, 0), edge(140, 10_000)]
     assert drawn(intervals(*found)) == [(0, 20, 2.0, None), (20, 40, 0.0, "reset"), (40, 140, 10.0, None)]

@@ -139,18 +139,18 @@ def machines(directory: Path, count: int, power_w: float = 200.0, ppm: int = 0) 
 
 
 @contextmanager
-def metering(directory: Path, board: Board | None, ports: Sequence[int]) -> Iterator[Meter]:
-    """The meter beside the scheduler, which reads its own board, if it has one, and these nodes; from when it says that it hears them all."""
+def metering(directory: Path, board: Board | None, ports: Sequence[int], heard: int | None = None) -> Iterator[Meter]:
+    """The meter beside the scheduler, which reads its own board, if it has one, and these nodes; from when it says that it hears so many of them, or all."""
     named = json.dumps([f"127.0.0.1:{port}" for port in ports])
     own = {} if board is None else board.environment()
     with running(directory, own | {"ETAMETER_METER__NODES": named, "ETAMETER_METER__NODE_TOKEN": TOKEN}) as meter:
-        until(lambda: metric(meter, "etameter_node_up") == len(ports))
+        until(lambda: metric(meter, "etameter_node_up") == (len(ports) if heard is None else heard))
         yield meter
 
 
 @contextmanager
 def spread_engine(directory: Path, gpu_uuids: Sequence[str], workers: int) -> Iterator[RingWriter]:
-    """An engine of so many workers, which names those of its own machine alone."""
+    """An engine of so many workers, which names the GPUs of these."""
     details = {"tensor_parallel_size": workers}
     ring = RingWriter(
         directory / "ring", engine="engine-0", model="m", dtype="bfloat16", gpu_uuids=gpu_uuids, details=details

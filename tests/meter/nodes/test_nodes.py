@@ -225,6 +225,76 @@ def test_who_has_another_token_is_refused_on_either_side(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
+def test_a_machine_that_boots_while_the_meter_is_down_counts_from_zero_though_its_counter_shows_more(
+    tmp_path: Path,
+) -> None:
+    with (
+        lit_board(tmp_path, OWN_W) as board,
+        machines(tmp_path, 1) as (node,),
+        spread_engine(tmp_path, [board.uuid(), node.uuid], 2) as ring,
+    ):
+        with metering(tmp_path, board, [node.port]) as meter:
+            knows_its_engine(meter, 2)
+            serve_one(ring)
+            until(meter.settled)
+            until(lambda: "reset" not in meter.totals().unattributed_j_by_cause)
+        before_j = sum(row[2] for row in balances(tmp_path, node.uuid))
+        node.kill()
+        node.board.gpus[0].base_mj += 1_000_000_000
+        node.start()
+        with metering(tmp_path, board, [node.port]) as meter:
+            knows_its_engine(meter, 2)
+            another(ring, 20)
+            until(lambda: settled(meter, OTHER))
+            until(lambda: metric(meter, "etameter_gpu_energy_resets_total") == 1)
+            assert_sound(meter)
+        assert sum(row[2] for row in balances(tmp_path, node.uuid)) < before_j + 100_000, "of a million"
+        assert any("reset" in causes for _, _, _, causes in balances(tmp_path, node.uuid))
+        with metering(tmp_path, board, [node.port]) as meter:
+            knows_its_engine(meter, 2)
+            another(ring, 40, receipt="e" * 32)
+            until(lambda: settled(meter, "e" * 32))
+            assert metric(meter, "etameter_gpu_energy_resets_total") == 0, "the same boot"
+            assert unassigned_j(meter, "readings_missing", node.uuid) > 0
+            assert_sound(meter)
+
+
+@pytest.mark.slow
+def test_a_meter_starts_without_a_machine_that_is_down_and_takes_it_in_when_it_is_there(tmp_path: Path) -> None:
+    with lit_board(tmp_path, OWN_W) as board, machines(tmp_path, 2) as (node, late):
+        late.kill()
+        with spread_engine(tmp_path, [board.uuid(), late.uuid, node.uuid], 3) as ring:
+            ports = [node.port, late.port]
+            with metering(tmp_path, board, ports, heard=1) as meter:
+                told = {name: value for name, value in meter.samples().items() if name.startswith("etameter_node_up")}
+                assert [value for name, value in told.items() if str(late.port) in name] == [0]
+                assert json.loads(meter.get("/health")[1])["engines"][0]["devices"] == [], (
+                    "it works on what nobody reads"
+                )
+                late.start()
+                knows_its_engine(meter, 3)
+                until(lambda: metric(meter, "etameter_node_up") == 2)
+                serve_one(ring)
+                until(meter.settled)
+                assert [name for name in meter.samples() if name.startswith("etameter_gpu_info") and late.uuid in name]
+            late.kill()
+            with metering(tmp_path, board, ports, heard=1) as meter:
+                knows_its_engine(meter, 3)
+                another(ring, 20, steps=60)
+                until(lambda: settled(meter, OTHER))
+                assert meter.energy(OTHER)["attribution_method"].endswith("-partial"), "what is missing is said"
+                late.start()
+                until(lambda: metric(meter, "etameter_node_up") == 2)
+                until(
+                    lambda: unassigned_j(meter, "reset", late.uuid) + metric(meter, "etameter_gpu_energy_resets_total")
+                )
+                another(ring, 200, receipt="e" * 32)
+                until(lambda: settled(meter, "e" * 32))
+                assert meter.totals().requests == 3, "none is lost, none is doubled"
+                assert_sound(meter)
+
+
+@pytest.mark.slow
 def test_a_recording_of_several_machines_replays_bit_for_bit(tmp_path: Path) -> None:
     with engine_of_three(tmp_path) as (board, meter, ring, nodes):
         named = json.dumps([f"127.0.0.1:{node.port}" for node in nodes])
