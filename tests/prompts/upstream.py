@@ -111,11 +111,9 @@ class Upstream:
         return {"receipt_id": receipt_id, "settled": settled, **known}
 
 
-@asynccontextmanager
-async def running(upstream: Upstream) -> AsyncIterator[str]:
-    """Its address."""
-    application = web.Application()
-    application.add_routes(
+def application(upstream: Upstream) -> web.Application:
+    made = web.Application()
+    made.add_routes(
         [
             web.get("/health", upstream.health),
             web.get("/version", upstream.version),
@@ -125,7 +123,13 @@ async def running(upstream: Upstream) -> AsyncIterator[str]:
             web.get("/energy/{receipt_id}", upstream.receipt),
         ]
     )
-    runner = web.AppRunner(application)
+    return made
+
+
+@asynccontextmanager
+async def running(upstream: Upstream) -> AsyncIterator[str]:
+    """Its address."""
+    runner = web.AppRunner(application(upstream))
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     try:

@@ -20,7 +20,12 @@ HURRY: tuple[tuple[ModuleType, str, object], ...] = (
     (command, "conclude", lambda *_: None),
 )
 
-if __name__ == "__main__":
-    for module, name, value in HURRY:
+
+def hurry(more: tuple[tuple[ModuleType, str, object], ...] = ()) -> None:
+    for module, name, value in (*HURRY, *more):
         setattr(module, name, value)
+
+
+if __name__ == "__main__":
+    hurry()
     cli.main(["nightly", *sys.argv[1:]])
