@@ -55,7 +55,7 @@ class Shares:
         if costs is None:
             return variance
         variance += _quadratic(self.sensitivity, costs.covariance)
-        if np.any(self.limited):
+        if self.limited.any():
             variance += costs.power_limit_w**2 * _quadratic(self.limited, costs.time_covariance)
         return variance
 
@@ -90,12 +90,12 @@ class Shares:
 
 def form_variance_j2(form_j: Array) -> Array:
     """Variance of energies from the form, whose terms are wrong independently."""
-    variance: Array = FORM_ERROR**2 * np.sum(form_j**2, axis=1)
+    variance: Array = FORM_ERROR**2 * np.einsum("nt,nt->n", form_j, form_j)
     return variance
 
 
 def _quadratic(lines: Array, covariance: Array) -> Array:
-    squares: Array = np.maximum(np.sum((lines @ covariance) * lines, axis=1), 0.0)
+    squares: Array = np.maximum(np.einsum("nt,nt->n", lines @ covariance, lines), 0.0)
     return squares
 
 

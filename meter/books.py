@@ -146,7 +146,7 @@ class Books:
         """What an interval of a GPU, charged before, costs those that draw on the same budgets, and how well that is known."""
         of = self._budgets[shares.slots]
         found = []
-        for number in np.unique(of).tolist():
+        for number in np.flatnonzero(np.bincount(of)).tolist():
             budgets = self._drawn_on[number]
             if budgets == ():
                 continue

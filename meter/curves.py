@@ -80,7 +80,7 @@ class Curves:
         if ended is not None:
             rows, size = ended.row_request, len(self._now)
             self._now[:, TOKENS] += np.bincount(rows, weights=ended.output_tokens, minlength=size)
-            if ended.is_prefill.any():
+            if len(ended.prefill_rows):
                 self._first += np.bincount(rows, weights=ended.first_tokens, minlength=size)
             self._tie(slots)
 

@@ -110,7 +110,8 @@ class Gpu:
         last = bisect_left(steps, end_ns + BUBBLE_NS, key=_dispatch_ns)
         self.fit.limit(self.timeline.power_limit_w)
         work = self.work(steps[first:last])
-        idle_beside = without(within(elsewhere, engine_started_ns, end_ns + BUBBLE_NS), _bridged(work.steps))
+        beside = within(elsewhere, engine_started_ns, end_ns + BUBBLE_NS)
+        idle_beside = without(beside, _bridged(work.steps)) if beside else []
         passes = within(idle_beside, start_ns, end_ns)
         settlement = attribute(interval, start_ns, end_ns, work, self.fit.costs, engine_started_ns, missing, passes)
         is_trusted = interval.cause is None and not _touches(missing, start_ns, end_ns)

@@ -112,7 +112,7 @@ class Requests:
         """The slots of these numbers, and the places of those that are not known (their slots mean nothing)."""
         if self._sorted is None:
             count = len(self._slot_of_number)
-            known = np.fromiter(self._slot_of_number.keys(), dtype=np.uint32, count=count)
+            known = np.fromiter(self._slot_of_number.keys(), dtype=np.int64, count=count).astype(np.uint32)
             slots = np.fromiter(self._slot_of_number.values(), dtype=np.int64, count=count)
             order = np.argsort(known, kind="stable")  # they come nearly sorted
             self._sorted = known[order], slots[order]

@@ -30,8 +30,11 @@ class Pipeline:
         """When each stage worked on the step; on a stage the spans of steps are disjoint, and the last one's end with the step."""
         free_ns = self._free_ns
         begin_ns = max(dispatch_ns, free_ns[0])
-        bases_ns = [begin_ns, *free_ns[1:]]
         stages = len(free_ns)
+        if stages == 1:
+            self._free_ns = [end_ns := max(begin_ns, done_ns)]
+            return [(begin_ns, end_ns)]
+        bases_ns = [begin_ns, *free_ns[1:]]
         stage_ns = max(0, min((done_ns - base_ns) // (stages - stage) for stage, base_ns in enumerate(bases_ns)))
         spans = []
         for stage, base_ns in enumerate(bases_ns):

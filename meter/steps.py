@@ -166,7 +166,7 @@ class StepAssembler:
         for name, column in (("cached_tokens", CACHED), ("prefill_tokens", PREFILL)):
             rows = np.flatnonzero(columns[column])  # few have any
             if len(rows):
-                table[name] += _summed(slots[rows], columns[column, rows], len(table))
+                np.add.at(table[name], slots[rows], columns[column, rows])
         is_whole = (
             columns[CONTEXT, rows].astype(np.int64) + columns[PREFILL, rows] >= table["prompt_tokens"][slots[rows]]
         )

@@ -146,13 +146,13 @@ class Work:
     @property
     def mean_players(self) -> float:
         """Requests that ran together, on the mean over the steps; 0 where there was no step."""
-        return float(np.mean(self.players)) if len(self.players) else 0.0
+        return float(self.players.sum()) / len(self.players) if len(self.players) else 0.0
 
     def part(self, first: int, last: int) -> "Work":
         """The steps from `first` to before `last`."""
         part = Work(self.steps[first:last], self.routed, (self._about[first:last], self.step_features[first:last]))
         if "_table" in self.__dict__:  # laid out already: seen through a part of it
-            before, rows = int(np.sum(self._counts[:first])), int(np.sum(part._counts))  # its own kind
+            before, rows = int(self._counts[:first].sum()), int(part._counts.sum())  # its own kind
             part._table = self._table[:, before : before + rows]
             part.row_request = self.row_request[before : before + rows]
         return part
@@ -256,7 +256,7 @@ class Work:
             return np.zeros(self._table.shape[1])
         return np.maximum(self._column(DRAFT) - self._column(ACCEPTED), 0.0)
 
-    @property
+    @cached_property
     def output_tokens(self) -> Array:
         """R: accepted drafts among them, and first tokens."""
         brought: Array = (self._table[DECODE] + self._table[ACCEPTED] + self._table[FIRST]).astype(np.float64)
@@ -276,6 +276,9 @@ class Work:
 def about_steps(steps: Sequence[Step], routed: float) -> tuple[IntArray, Array]:
     """S × 4: start, end, players and rows of steps; and their `step_features`."""
     about = [(step.dispatch_ns, step.done_ns, step.players, step.columns.shape[1]) for step in steps]
-    told = np.array([step.features for step in steps], dtype=np.float64).reshape(-1, EXPERTS)
-    features = np.column_stack([told, experts(told[:, 2] + told[:, 4], routed)])
+    features = np.zeros((len(steps), len(TERMS)))
+    if steps:
+        features[:, :EXPERTS] = [step.features for step in steps]
+    if routed:
+        features[:, EXPERTS] = experts(features[:, 2] + features[:, 4], routed)
     return np.array(about, dtype=np.int64).reshape(-1, 4), features
