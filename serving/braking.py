@@ -7,20 +7,15 @@ in free text alone are ended: none with tools, a format, or a least length. What
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Mapping
 from typing import Any, Final
 
 from etameter.slack.brake import Brake, identity
 
 from .arms import Arms
+from .asgi import BODY, HEAD, Application, Message, Receive, Scope, Send
 from .brakes import from_environment
 from .texts import prompt_of
-
-Message = MutableMapping[str, Any]
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 HEADER: Final = b"x-etameter-brake"
 """`on` in a request asks for the brake, `off` for none whatever the arm; in a response it says that the brake was on."""
@@ -46,12 +41,15 @@ class Braking:
         self._brakes = from_environment()
         self.detectors = identity().encode()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        wish = next((value.strip().lower() for name, value in scope["headers"] if name == HEADER), b"")
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        wish = b""
+        for name, value in scope["headers"]:
+            if name == HEADER:
+                wish = value.strip().lower()
+                break
         if wish == b"on" or (self._brakes and wish != b"off"):
-            await _Stream(self, scope, receive, send, asked=wish == b"on").run()
-        else:
-            await self.app(scope, receive, send)
+            return _Stream(self, scope, receive, send, asked=wish == b"on").run()
+        return self.app(scope, receive, send)
 
     def brake_for(self, scope: Scope, body: bytes, *, asked: bool) -> Brake | None:
         """That of a request; None where it isn't to be braked."""
@@ -96,7 +94,7 @@ class _Stream:
             return
         if not serving.cancelled():
             serving.exception()  # how it took its end is nobody's concern
-        await self._send({"type": "http.response.body", "body": _ending(self._last), "more_body": False})
+        await self._send({"type": BODY, "body": _ending(self._last), "more_body": False})
 
     async def _take(self) -> Message:
         message = await self._receive()
@@ -108,18 +106,18 @@ class _Stream:
         return message
 
     async def _give(self, message: Message) -> None:
-        if message["type"] == "http.response.start" and self._brake is not None:
+        if message["type"] == HEAD and self._brake is not None:
             headers = [*message.get("headers", ())]
             said = {name.lower(): value for name, value in headers}
             is_stream = said.get(b"content-type", b"").startswith(b"text/event-stream")
             self._watches = message["status"] == 200 and is_stream and b"content-encoding" not in said
             if self._watches:
                 message = {**message, "headers": [*headers, (HEADER, b"on"), (DETECTORS, self._braking.detectors)]}
-        elif message["type"] == "http.response.body" and self._watches:
+        elif message["type"] == BODY and self._watches:
             message = await self._watched(message)
         elif self._pending:  # it is cut off in the middle of an event
             pending, self._pending = self._pending, b""
-            await self._send({"type": "http.response.body", "body": pending, "more_body": True})
+            await self._send({"type": BODY, "body": pending, "more_body": True})
         await self._send(message)
 
     async def _watched(self, message: Message) -> Message:
@@ -131,7 +129,7 @@ class _Stream:
             cause = self._fed(event)
             if cause is not None:
                 passed = b"".join(each + _END for each in events[: place + 1])
-                await self._send({"type": "http.response.body", "body": passed, "more_body": True})
+                await self._send({"type": BODY, "body": passed, "more_body": True})
                 self._scope[BRAKED] = cause
                 self._may_end.set_result(None)
                 await asyncio.get_running_loop().create_future()

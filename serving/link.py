@@ -239,10 +239,16 @@ async def answer_in(timeout_s: float, question: asyncio.Future[Answer]) -> Answe
 
     Questions go out at the end of a turn of the event loop. Where a batch of answers ends in one turn, that alone can take longer than the wait.
     """
+    if not question.done():
+        asyncio.get_running_loop().call_soon(_await_no_longer, timeout_s, question)
     try:
-        await asyncio.sleep(0)
-        late = asyncio.get_running_loop().call_later(timeout_s, _resolve, question, Answer(None, METER_LATE))
-        question.add_done_callback(lambda _: late.cancel())
         return await question
     finally:
         question.cancel()  # whose client has gone before it was even asked, too
+
+
+def _await_no_longer(timeout_s: float, question: asyncio.Future[Answer]) -> None:
+    """Where nobody has answered by then, nobody does in time."""
+    if not question.done():
+        late = asyncio.get_running_loop().call_later(timeout_s, _resolve, question, Answer(None, METER_LATE))
+        question.add_done_callback(lambda _: late.cancel())

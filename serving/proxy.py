@@ -12,6 +12,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -27,12 +28,14 @@ from aiohttp import (
     hdrs,
     web,
 )
+from aiohttp.client_proto import ResponseHandler
 from aiohttp.http_exceptions import HttpProcessingError
 from multidict import CIMultiDict
 from yarl import URL
 
 from .arrivals import Arrivals
-from .middleware import CUT, EnergyMiddleware, Message, Receive, Scope, Send
+from .asgi import BODY, CUT, HEAD, Message, Receive, Scope, Send
+from .middleware import EnergyMiddleware
 
 CONNECT_TIMEOUT_S = 10.0
 """The only one there is: an answer takes as long as it takes."""
@@ -51,6 +54,22 @@ BROKEN = (ClientError, HttpProcessingError, OSError)
 RawHeaders = tuple[tuple[bytes, bytes], ...]
 
 
+class _Connection(ResponseHandler):
+    """To the server. Where it was not paused it is not resumed: aiohttp has its parser look for more after every chunk that is read, at 5 µs each."""
+
+    def resume_reading(self, *given: bool, **named: bool) -> None:
+        if self._reading_paused:
+            super().resume_reading(*given, **named)
+
+
+class _Connector(TCPConnector):
+    """Makes such connections."""
+
+    def __init__(self, *, limit: int, keepalive_timeout: float) -> None:
+        super().__init__(limit=limit, keepalive_timeout=keepalive_timeout)
+        self._factory = partial[ResponseHandler](_Connection, loop=self._loop)
+
+
 class Proxy:
     """Stands before the server at `upstream`, an address without a final slash, while the `async with` block runs."""
 
@@ -60,7 +79,7 @@ class Proxy:
 
     async def __aenter__(self) -> Self:
         self._session = ClientSession(
-            connector=TCPConnector(limit=0, keepalive_timeout=KEPT_ALIVE_S),
+            connector=_Connector(limit=0, keepalive_timeout=KEPT_ALIVE_S),
             timeout=ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S),
             cookie_jar=DummyCookieJar(),
             auto_decompress=False,
@@ -130,7 +149,7 @@ class Proxy:
             return
         try:
             headers = _end_to_end(response.raw_headers)
-            head = {"type": "http.response.start", "status": response.status, "reason": response.reason}
+            head = {"type": HEAD, "status": response.status, "reason": response.reason}
             await send({**head, "headers": [(name.encode(), value.encode()) for name, value in headers.items()]})
             with _noticing_the_end(response):
                 await _pass_on(response.content, send)
@@ -148,7 +167,7 @@ class _Answer:
 
     async def send(self, message: Message) -> None:
         """Waits while the client is slow; raises ConnectionResetError when it is gone."""
-        if message["type"] == "http.response.start":
+        if message["type"] == HEAD:
             headers = CIMultiDict((name.decode(), value.decode()) for name, value in message["headers"])
             self.response = web.StreamResponse(status=message["status"], reason=message.get("reason"), headers=headers)
             await self.response.prepare(self._request)
@@ -169,11 +188,11 @@ async def _pass_on(content: StreamReader, send: Send) -> None:
         except BROKEN:
             piece = content._read_nowait(-1)  # noqa: SLF001  # what came before, which aiohttp keeps back
             if piece:
-                await send({"type": "http.response.body", "body": piece, "more_body": True})
+                await send({"type": BODY, "body": piece, "more_body": True})
             await send({"type": CUT})
             return
         more = not content.at_eof()
-        await send({"type": "http.response.body", "body": piece, "more_body": more})
+        await send({"type": BODY, "body": piece, "more_body": more})
         if not more:
             return
 
@@ -231,5 +250,5 @@ async def _refuse(send: Send, message: str) -> None:
     error = {"error": {"message": message, "type": "upstream_unreachable", "param": None, "code": 502}}
     body = json.dumps(error).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": 502, "reason": "Bad Gateway", "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    await send({"type": HEAD, "status": 502, "reason": "Bad Gateway", "headers": headers})
+    await send({"type": BODY, "body": body})

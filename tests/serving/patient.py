@@ -3,7 +3,7 @@
 Shorter than what the sampler may be kept from reading without a gap, so that a test may stop the meter for one question.
 """
 
-from etameter.serving import middleware
+from etameter.serving import exchange, middleware
 
-middleware.HOLD_S = 0.5
+exchange.HOLD_S = 0.5
 EnergyMiddleware = middleware.EnergyMiddleware

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from etameter.records import receipt_id_of
-from etameter.serving import middleware
+from etameter.serving import exchange
 from etameter.serving.link import MeterLink
 from etameter.serving.middleware import EnergyMiddleware
 from tests.serving.fake_meter import ENERGY, FakeMeter
@@ -71,7 +71,7 @@ def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def meter(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeMeter]:
     """A meter that answers, for which a busy machine may need longer than the hold."""
-    monkeypatch.setattr("etameter.serving.middleware.HOLD_S", 5.0)
+    monkeypatch.setattr("etameter.serving.exchange.HOLD_S", 5.0)
     with FakeMeter(run_dir / "meter.sock") as fake:
         yield fake
 
@@ -478,7 +478,7 @@ def test_a_meter_that_does_not_read_delays_nobody_and_its_losses_are_counted(
     run_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("etameter.serving.link.UNSENT_LIMIT_BYTES", 1000)
-    monkeypatch.setattr("etameter.serving.middleware.HOLD_S", 5.0)
+    monkeypatch.setattr("etameter.serving.exchange.HOLD_S", 5.0)
 
     async def main() -> tuple[bytes, MeterLink]:
         async with client_of(application(CHAT)) as client:
@@ -557,7 +557,7 @@ def test_a_stream_of_anything_loses_no_byte(run_dir: Path, noise: bytes, cuts: l
 
 
 def test_a_stream_that_never_ends_an_event_is_not_collected(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(middleware, "EVENT_LIMIT_BYTES", 50)
+    monkeypatch.setattr(exchange, "EVENT_LIMIT_BYTES", 50)
     sent_before_the_end: list[int] = []
     client = Client(None)
     app = application(
@@ -716,7 +716,7 @@ def test_a_response_may_wait_for_its_settled_figure_and_no_longer_than_so(
     run_dir: Path, monkeypatch: pytest.MonkeyPatch, after: int, first: str | None, *, settled: bool, streamed: bool
 ) -> None:
     monkeypatch.setenv("ETAMETER_SETTLE_RESPONSES", "1")
-    monkeypatch.setattr("etameter.serving.middleware.HOLD_S", 5.0)
+    monkeypatch.setattr("etameter.serving.exchange.HOLD_S", 5.0)
     app = application(HELLO, LAST, DONE, content=b"text/event-stream") if streamed else application(CHAT)
     with Settling(run_dir / "meter.sock", after, first=first):
         body = call(app).body()
@@ -727,7 +727,7 @@ def test_a_response_may_wait_for_its_settled_figure_and_no_longer_than_so(
 
 def test_where_the_meter_is_away_nothing_is_waited_for(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ETAMETER_SETTLE_RESPONSES", "1")
-    monkeypatch.setattr("etameter.serving.middleware.SETTLE_S", 1e9)
+    monkeypatch.setattr("etameter.serving.exchange.SETTLE_S", 1e9)
 
     async def main() -> bytes:
         async with client_of(application(CHAT), connected=False) as client:

@@ -61,7 +61,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def meter(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeMeter]:
-    monkeypatch.setattr("etameter.serving.middleware.HOLD_S", 5.0)
+    monkeypatch.setattr("etameter.serving.exchange.HOLD_S", 5.0)
     with FakeMeter(place / "meter.sock") as fake:
         yield fake
 
