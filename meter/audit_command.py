@@ -27,8 +27,8 @@ ARM = "audit"
 AT_ONCE = 4
 Replies = tuple[Reply, ...] | Failed
 """To one question, the last of which counts; or why there is none."""
-_OF_ONE_QUESTION: frozenset[Fault] = frozenset({"refused", "timeout", "malformed", "http_5xx"})
-"""Faults that leave one question without a reply. What else goes wrong goes wrong with all of them."""
+_OF_ONE_QUESTION: frozenset[Fault] = frozenset({"refused", "malformed", "http_5xx"})
+"""Faults that leave one question without a reply. What else goes wrong goes wrong with all that follow."""
 _PLACES = 4
 
 
@@ -67,7 +67,11 @@ def read_replies(file: Path, replies: Path, out: Path) -> str:
     Raises:
         EtameterError: a file can't be read or written, or no reply is to a question about these answers.
     """
-    told = dict(_reply(row, replies, line) for line, row in rows(replies, REPLY))
+    told: dict[str, str | None] = {}
+    for line, row in rows(replies, REPLY):
+        identity, text = _reply(row, replies, line)
+        if text is not None or identity not in told:  # what failed may have been asked again
+            told[identity] = text
     results, tally = _judged(file, told)
     if not tally.replies:
         remedy = f"ask again, with --batch-out: the questions belong to {file} as it is now"
@@ -101,23 +105,29 @@ def ask(file: Path, url: str, model: str | None, out: Path) -> str:
 async def _asked(
     questions: Mapping[str, Question], url: str, model: str | None, tell: Callable[[], None]
 ) -> dict[str, Replies]:
-    """The judge's replies to each question, or why it has none. Raises Failed for what would befall the others as well."""
+    """The judge's replies to each question, or why it has none. What would befall all others ends the asking; raised is it where nothing came before."""
     gate = asyncio.Semaphore(AT_ONCE)
+    ended: list[Failed] = []
     async with connect(url.rstrip("/").removesuffix("/v1"), run=ARM, audit_key=of_server(url)) as judge:
         name = model or (await judge.models())[0]
 
         async def one(question: Question) -> Replies:
             async with gate:
+                if ended:
+                    return ended[0]
                 try:
                     return await replies_to(question, name, lambda body: judge.chat(body, ARM))
                 except Failed as failed:
                     if failed.fault not in _OF_ONE_QUESTION:
-                        raise
+                        ended.append(failed)
                     return failed
                 finally:
                     tell()
 
-        return dict(zip(questions, await asyncio.gather(*map(one, questions.values())), strict=True))
+        found = await asyncio.gather(*map(one, questions.values()))
+        if ended and not any(isinstance(each, tuple) for each in found):
+            raise ended[0]
+        return dict(zip(questions, found, strict=True))
 
 
 def _joules(replies: Collection[Replies]) -> str:

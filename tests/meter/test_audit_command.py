@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from etameter.audit_command import ask, read_replies, write_questions
 from etameter.cli import main
@@ -79,6 +80,14 @@ def test_a_judge_that_fails_leaves_spans_unclassified(file: Path) -> None:
     assert (a["eta_strict"], a["unclassified"], a["reason"]) == (None, 1.0, "not_judged")
 
 
+@pytest.mark.parametrize("failed_first", [True, False])
+def test_a_question_that_was_asked_again_has_the_reply_that_came(file: Path, failed_first: bool) -> None:
+    first, second = questions(file)
+    of_second = [reply(second, None, status=503), reply(second, labels(LABELS))]
+    said, _ = judged(file, [reply(first, labels(LABELS)), *(of_second if failed_first else of_second[::-1])])
+    assert said.startswith("1 of 3 responses judged, 3 of 3 spans")
+
+
 def test_replies_to_other_answers_are_refused_and_nothing_is_written(file: Path) -> None:
     first, _ = questions(file)
     file.with_name("out.jsonl").write_text("before")
@@ -130,6 +139,24 @@ def test_a_question_upon_which_the_judge_fails_costs_no_other(file: Path, monkey
     said = asked(Upstream(half), file, "m")
     assert said.startswith("0 of 3 responses judged, 0 of 3 spans labelled alike in both orders; 1 replies missing")
     assert "(500: " in said
+
+
+def test_what_came_before_the_judge_went_away_is_kept(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.prompts.upstream.LONGEST_PROMPT", 10_000)
+    monkeypatch.setattr("etameter.audit_command.AT_ONCE", 1)
+    file.write_text(json.dumps(ANSWERS[0] | {"id": "a"}) + "\n" + json.dumps(ANSWERS[0] | {"id": "b"}) + "\n")
+    upstream = Upstream(by_rule)
+    whole = upstream.chat
+
+    async def some(request: web.Request) -> web.StreamResponse:
+        if len(upstream.requests) == 3:
+            raise web.HTTPTooManyRequests
+        return await whole(request)
+
+    monkeypatch.setattr(upstream, "chat", some)
+    said = asked(upstream, file, "m")
+    assert said.startswith("1 of 2 responses judged")
+    assert "1 replies missing or without a label (the server refuses a request (429: " in said
 
 
 @pytest.mark.parametrize("content", [None, [{"type": "refusal", "refusal": "No."}], "", {"text": "1: R"}])
