@@ -110,7 +110,10 @@ class Arriving:
         return _count(usage, "completion_tokens")
 
     def _came(self, tokens: int, t_ns: int, cached_tokens: int = 0) -> None:
-        prompt_tokens = self._prompt_tokens or self._server.guess_tokens(self._size_bytes)
+        # Once a response has begun, nobody asks how long its prompt was.
+        prompt_tokens = self._prompt_tokens
+        if not prompt_tokens and not self._tokens:
+            prompt_tokens = self._server.guess_tokens(self._size_bytes)
         self._tokens += tokens
         self._server.output_tokens += tokens
         self._steps.arrived(self._request_id, self._sent_ns, prompt_tokens, tokens, t_ns, cached_tokens)

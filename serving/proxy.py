@@ -10,7 +10,7 @@ beginning of an answer, what there is of it and no proper end.
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from types import TracebackType
@@ -48,6 +48,8 @@ _HOP_BY_HOP = frozenset(
 )
 _ADDED_BY_CLIENTS = (hdrs.ACCEPT, hdrs.ACCEPT_ENCODING, hdrs.CONTENT_TYPE, hdrs.USER_AGENT)
 _REQUEST = "etameter.request"
+_ALONE = "etameter.alone"
+"""In the message with a response's head: nothing of its body is here yet."""
 BROKEN = (ClientError, HttpProcessingError, OSError)
 """How aiohttp says that a server is not there, is gone, or speaks no HTTP."""
 
@@ -67,7 +69,7 @@ class _Connector(TCPConnector):
 
     def __init__(self, *, limit: int, keepalive_timeout: float) -> None:
         super().__init__(limit=limit, keepalive_timeout=keepalive_timeout)
-        self._factory = partial[ResponseHandler](_Connection, loop=self._loop)
+        self._factory = partial(_Connection, loop=self._loop)  # type: ignore[assignment]  # one kind of them is enough
 
 
 class Proxy:
@@ -138,7 +140,7 @@ class Proxy:
             response = await self._session.request(
                 request.method,
                 URL(self.upstream + request.raw_path, encoded=True),
-                headers=_end_to_end(request.raw_headers),
+                headers=_decoded(_end_to_end(request.raw_headers)),
                 data=_following(first, receive) if first["more_body"] else first["body"] or None,
                 allow_redirects=False,
             )
@@ -148,13 +150,20 @@ class Proxy:
             )
             return
         try:
-            headers = _end_to_end(response.raw_headers)
+            content = response.content
             head = {"type": HEAD, "status": response.status, "reason": response.reason}
-            await send({**head, "headers": [(name.encode(), value.encode()) for name, value in headers.items()]})
+            is_alone = not content.total_bytes and not content.is_eof()
+            await send({**head, "headers": [*_end_to_end(response.raw_headers)], _ALONE: is_alone})
             with _noticing_the_end(response):
-                await _pass_on(response.content, send)
+                await _pass_on(content, send)
         finally:
             response.close()  # gives up what was not read
+
+
+class _Response(web.StreamResponse):
+    """Its head is sent with the first part of its body, or with nothing, when that is written."""
+
+    _send_headers_immediately = False
 
 
 class _Answer:
@@ -168,9 +177,11 @@ class _Answer:
     async def send(self, message: Message) -> None:
         """Waits while the client is slow; raises ConnectionResetError when it is gone."""
         if message["type"] == HEAD:
-            headers = CIMultiDict((name.decode(), value.decode()) for name, value in message["headers"])
-            self.response = web.StreamResponse(status=message["status"], reason=message.get("reason"), headers=headers)
+            headers = _decoded(message["headers"])
+            self.response = _Response(status=message["status"], reason=message.get("reason"), headers=headers)
             await self.response.prepare(self._request)
+            if message.get(_ALONE, False):
+                await self.response.write(b"")
         elif message["type"] == CUT:
             if self._request.transport is not None:
                 self._request.transport.close()  # what was written is still sent, but no end
@@ -229,21 +240,22 @@ async def _following(first: Message, receive: Receive) -> AsyncIterator[bytes]:
         message = await receive()
 
 
-def _end_to_end(headers: RawHeaders) -> CIMultiDict[str]:
+def _end_to_end(headers: RawHeaders) -> Iterator[tuple[bytes, bytes]]:
     """All headers but those that were meant for this end of the connection."""
-    named = {
-        option.strip().lower()
-        for name, value in headers
-        if name.lower() == b"connection"
-        for option in value.split(b",")
-    }
-    dropped = _HOP_BY_HOP | named
+    dropped = _HOP_BY_HOP
+    for name, value in headers:
+        if name.lower() == b"connection":
+            dropped = dropped.union(option.strip().lower() for option in value.split(b","))
+    return ((name, value) for name, value in headers if name.lower() not in dropped)
+
+
+def _decoded(headers: Iterable[tuple[bytes, bytes]]) -> CIMultiDict[str]:
+    """Each name as it is spelt first: of one that comes in two spellings aiohttp would keep the last alone."""
     spelt: dict[bytes, bytes] = {}
     return CIMultiDict(
         (spelt.setdefault(name.lower(), name).decode(errors="replace"), value.decode(errors="replace"))
         for name, value in headers
-        if name.lower() not in dropped
-    )  # of a name that comes in two spellings aiohttp would keep the last alone
+    )
 
 
 async def _refuse(send: Send, message: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from aiohttp.client_proto import ResponseHandler
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -250,6 +251,46 @@ def test_headers_of_an_answer_pass_untouched(place: Path) -> None:
     kept = [line for line in direct.head.split(b"\r\n") if not line.startswith(b"keep-alive")]
     got = [line for line in through.head.split(b"\r\n") if line != b"content-type: application/octet-stream"]
     assert [line for line in got if line != b"connection: close"] == kept
+
+
+def test_a_head_does_not_wait_for_its_body(place: Path) -> None:
+    """The server goes on when the client has the head."""
+    has_head = asyncio.Event()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(STREAM)
+        await has_head.wait()
+        writer.write(chunked(*EVENTS))
+        writer.close()
+
+    async def main() -> bytes:
+        server = await asyncio.start_server(answer, "127.0.0.1", 0)
+        async with server, proxied(server.sockets[0].getsockname()[1], place) as before:
+            reader, writer = await asyncio.open_connection("127.0.0.1", before)
+            writer.write(post(ASKED))
+            head = await reader.readuntil(b"\r\n\r\n")
+            has_head.set()
+            body = await reader.read()
+            writer.close()
+            return head + body
+
+    got = parsed(asyncio.run(asyncio.wait_for(main(), 30.0)))
+    assert (OURS.sub(b"", got.body), got.is_whole) == (b"".join(EVENTS), True)
+
+
+def test_a_parser_that_was_not_paused_is_not_asked_for_more(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    resumed: list[object] = []
+    resume = ResponseHandler.resume_reading
+
+    def noting(self: ResponseHandler, *given: bool, **named: bool) -> None:
+        resumed.append(self)
+        resume(self, *given, **named)
+
+    monkeypatch.setattr(ResponseHandler, "resume_reading", noting)
+    direct, through = both(Scripted(framed(*WORDS * 50, LAST, DONE)), post(ASKED), place)
+    assert through.body == direct.body
+    assert resumed == []
 
 
 def test_a_body_of_10_mb_passes_both_ways(place: Path) -> None:
