@@ -44,6 +44,7 @@ JITTER_GAIN = 0.05
 OUTLIER = 3.0
 """An edge strays by no more standard deviations than this, as far as the rhythm is concerned."""
 UNLIKELY = 1e-9
+_ROOT_2, _ROOT_TAU = math.sqrt(2), math.sqrt(math.tau)
 PHASE_WALK, PERIOD_WALK = 1e-3, 1e-6
 """How much a rhythm may drift from one edge to the next, as shares of its jitter's variance."""
 
@@ -104,10 +105,10 @@ def _borders(edge: Edge, expected_ns: float, deviation_ns: float) -> tuple[float
 
 def _between(low: float, high: float) -> tuple[float, float]:
     """Mean and variance of a standard normal variable that is known to lie between two borders."""
-    share = (math.erf(high / math.sqrt(2)) - math.erf(low / math.sqrt(2))) / 2
+    share = (math.erf(high / _ROOT_2) - math.erf(low / _ROOT_2)) / 2
     if share < UNLIKELY:  # the border that is nearer is all that counts
         return (low if low > 0 else high), 0.0
-    at_low, at_high = (math.exp(-(border**2) / 2) / math.sqrt(2 * math.pi) for border in (low, high))
+    at_low, at_high = math.exp(-low * low / 2) / _ROOT_TAU, math.exp(-high * high / 2) / _ROOT_TAU
     mean = (at_low - at_high) / share
     return mean, min(1.0, max(0.0, 1 + (low * at_low - high * at_high) / share - mean**2))
 

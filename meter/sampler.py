@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Literal
 
 from etameter.counters import Counter
@@ -81,6 +82,9 @@ class _Watch:
     conditions: tuple[Hashable, ...] | None = None
     throttled: bool | None = None
     processes: tuple[int, ...] | None = None
+
+
+_READ_NS = attrgetter("read_ns")
 
 
 class Sampler:
@@ -178,7 +182,7 @@ class Sampler:
 
     @property
     def cost_ns(self) -> int:
-        """Processor time that the thread has used."""
+        """Processor time that the thread had used when it last found something, or some seconds ago."""
         return self._cost_ns
 
     @property
@@ -193,7 +197,7 @@ class Sampler:
         if not self._watches:  # this machine has none, another has
             self._stopping.wait()
         while self._watches and not self._stopping.is_set():
-            watch = min(self._watches, key=lambda each: each.read_ns)
+            watch = min(self._watches, key=_READ_NS)
             wait_s = (watch.read_ns - time.monotonic_ns()) * 1e-9
             if wait_s > 0:
                 time.sleep(min(wait_s, LONGEST_SLEEP_S))
@@ -213,7 +217,11 @@ class Sampler:
                 watch.finder.forget()
             unread_ns = before_ns - watch.asked_ns - (self._called_ns - watch.called_ns)
             self._see(watch, watch.finder.see(before_ns, energy_mj, after_ns), before_ns, unread_ns)
-            self._ask(watch, after_ns)
+            if after_ns >= watch.conditions_ns:
+                self._ask_conditions(watch, after_ns)
+            elif after_ns >= watch.processes_ns:
+                watch.processes_ns = after_ns + PROCESSES_NS
+                watch.processes = watch.counter.processes()
             next_ns = watch.pace.next_ns(after_ns) if self._locks else after_ns + self._period_ns
         except CounterError as error:
             watch.finder.forget()
@@ -227,7 +235,6 @@ class Sampler:
         self._polls += 1
         self._missed_polls += (ended_ns - watch.read_ns) // self._period_ns
         watch.read_ns = next_ns
-        self._cost_ns = time.thread_time_ns()
 
     def _see(self, watch: _Watch, edge: Edge | None, before_ns: int, unread_ns: int) -> None:
         if edge is not None:
@@ -243,20 +250,17 @@ class Sampler:
             watch.standstill_ns = before_ns + int(STANDSTILL_PERIODS * (watch.pace.period_ns or 0))
             self._keep(Standstill(watch.counter.gpu_uuid, before_ns))
 
-    def _ask(self, watch: _Watch, now_ns: int) -> None:
-        """What is asked for rarely."""
-        if now_ns >= watch.conditions_ns:
-            watch.conditions_ns = now_ns + CONDITIONS_NS
-            before, watch.conditions = watch.conditions, watch.counter.conditions()
-            watch.throttled = watch.counter.throttled()
-            if before is not None and watch.conditions != before:
-                limit_w = watch.counter.power_limit_w()
-                self._changes.append(Conditions(watch.counter.gpu_uuid, now_ns, watch.conditions, limit_w))
-        elif now_ns >= watch.processes_ns:
-            watch.processes_ns = now_ns + PROCESSES_NS
-            watch.processes = watch.counter.processes()
+    def _ask_conditions(self, watch: _Watch, now_ns: int) -> None:
+        self._cost_ns = time.thread_time_ns()
+        watch.conditions_ns = now_ns + CONDITIONS_NS
+        before, watch.conditions = watch.conditions, watch.counter.conditions()
+        watch.throttled = watch.counter.throttled()
+        if before is not None and watch.conditions != before:
+            limit_w = watch.counter.power_limit_w()
+            self._changes.append(Conditions(watch.counter.gpu_uuid, now_ns, watch.conditions, limit_w))
 
     def _keep(self, found: Finding) -> None:
+        self._cost_ns = time.thread_time_ns()
         with self._lock:
             if len(self._found) == self._capacity:
                 self._found.popleft()

@@ -2,6 +2,7 @@
 
 import ctypes
 import re
+import struct
 import time
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import ExitStack, closing, suppress
@@ -203,9 +204,9 @@ class NvmlDevice:
         return self._ask(lambda handle: [_value(field) for field in pynvml.nvmlDeviceGetFieldValues(handle, fields)])
 
     def _ask(self, function: Callable[[ctypes.c_void_p], T]) -> T:
-        self._start()
         try:
             if self._handle is None:
+                self._start()
                 self._handle = pynvml.nvmlDeviceGetHandleByUUID(self.gpu_uuid)
             return function(self._handle)
         except pynvml.NVMLError as error:
@@ -225,6 +226,9 @@ class NvmlDevice:
 class _Request:
     """Two fields that are asked for dozens of times a second. pynvml lays out their structure anew for each call, which takes longer than the call."""
 
+    _ANSWERS = struct.Struct("24xIIQ24xIIQ")
+    """Of two c_nvmlFieldValue_t: type, return code and value of each."""
+
     def __init__(self, first: int, second: tuple[int, int]) -> None:
         self._values = (pynvml.c_nvmlFieldValue_t * 2)()
         self._values[0].fieldId = first
@@ -237,8 +241,8 @@ class _Request:
         code = self._function(handle, self._count, self._values)
         if code != pynvml.NVML_SUCCESS:
             raise pynvml.NVMLError(code)
-        first, second = self._values
-        return _value(first), _value(second)
+        kind, code, value, second_kind, second_code, second_value = self._ANSWERS.unpack_from(self._values)
+        return _told(kind, code, value), _told(second_kind, second_code, second_value)
 
 
 class NvmlCounter(NvmlDevice):
@@ -351,11 +355,16 @@ def _all_uuids() -> list[str]:
 
 def _value(field: Any) -> int | None:
     """The value of one field. Raises NVMLError, as a whole call that fails does."""
-    if field.nvmlReturn in UNSUPPORTED:
+    return _told(field.valueType, field.nvmlReturn, field.value.ullVal)
+
+
+def _told(kind: int, code: int, value: int) -> int | None:
+    """What 8 bytes mean that came with this type and return code."""
+    if code == pynvml.NVML_SUCCESS:
+        return value if kind in WIDE else value & 0xFFFFFFFF
+    if code in UNSUPPORTED:
         return None
-    if field.nvmlReturn != pynvml.NVML_SUCCESS:
-        raise pynvml.NVMLError(field.nvmlReturn)
-    return int(field.value.ullVal if field.valueType in WIDE else field.value.uiVal)
+    raise pynvml.NVMLError(code)
 
 
 def _driver_version() -> str:
