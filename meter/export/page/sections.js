@@ -46,8 +46,8 @@ export function figures(holder, snapshot, lost) {
     figure("Power", known(watts, number, why), "W", source, [watts === null ? reason(why) : boards, "over the last second read"]),
     perToken("Output", now.output_j_per_token, now.output_wh_per_token, now.output_reason),
     perToken("Prompt", now.prompt_j_per_token, now.prompt_wh_per_token, now.prompt_reason),
-    figure("η, lenient", eta === null ? missing(eta_code) : ["≤ ", share(eta.lenient_at_most)], "of the output", null, eta === null ? [reason(eta_code)] : [
-      `${share(eta.low)} to ${share(eta.lenient_at_most)}; ${percent(eta.unclassified)} not classified`,
+    figure("η, lenient", eta === null ? missing(eta_code) : ["≤ ", share(eta.lenient_at_most)], "of output tokens were asked for, or informed", null, eta === null ? [reason(eta_code)] : [
+      `between ${share(eta.low)} and ${share(eta.lenient_at_most)}; ${percent(eta.unclassified)} not classified`,
       `reliability ${eta.reliability === null ? "–, not audited yet" : `${share(eta.reliability)} [${eta.reliability_interval.map(share).join(", ")}]`}${eta.reliable === false ? ": UNRELIABLE by audits" : ""}, ${over}`,
     ]),
     figure("Requests", lost ? missing("no_connection") : String(running), "running", null, [`${finished.toLocaleString("en-US")} settled since the meter began`]),
@@ -174,7 +174,7 @@ export function balance(holder, snapshot) {
 
 export function requests(holder, note, latest, snapshot, hue, wall) {
   const shown = latest.slice(0, SHOWN_REQUESTS);
-  note.textContent = latest.length > shown.length ? "the last that are settled" : "";
+  note.textContent = latest.length > shown.length ? "those that ended last" : "";
   refresh(holder, shown, () => {
     if (!shown.length) return element("p", { class: "empty" }, "No request is settled yet.");
     const { source } = snapshot;
@@ -224,10 +224,10 @@ export function sensors(holder, snapshot) {
   const shown = gpus.map(({ trace, power_w, ...rest }) => rest);
   const health = [
     ["Settled up to", known(behind, (seconds) => `${seconds.toFixed(1)} s ago`, "no_engine_yet")],
-    ["Reads", sampler.polls.toLocaleString("en-US")],
-    ["Late on average", known(sampler.mean_lateness_s, (seconds) => `${(1e3 * seconds).toFixed(2)} ms`, "not_read_yet")],
-    ["Latest ever", known(sampler.worst_lateness_s, (seconds) => `${(1e3 * seconds).toFixed(1)} ms`, "not_read_yet")],
-    ["Reads left out", sampler.missed_polls.toLocaleString("en-US")],
+    ["Reads of counters", sampler.polls.toLocaleString("en-US")],
+    ["Late by, mean", known(sampler.mean_lateness_s, (seconds) => `${(1e3 * seconds).toFixed(2)} ms`, "not_read_yet")],
+    ["Late by, at worst", known(sampler.worst_lateness_s, (seconds) => `${(1e3 * seconds).toFixed(1)} ms`, "not_read_yet")],
+    ["Reads missed", sampler.missed_polls.toLocaleString("en-US")],
     ["Edges dropped", sampler.dropped_edges.toLocaleString("en-US")],
     ["Messages dropped", sampler.dropped_messages.toLocaleString("en-US")],
     ["Step records lost", engines.reduce((sum, each) => sum + each.lost_records + each.torn_records, 0).toLocaleString("en-US")],
@@ -244,8 +244,8 @@ export function sensors(holder, snapshot) {
         { name: "Missed edges" },
         { name: "Resets" },
         { name: "Neighbours" },
-        { name: "Fit residual" },
-        { name: "Not identified", text: true },
+        { name: "Fit is off by" },
+        { name: "Costs not told by the load", text: true },
       ],
       gpus.map((gpu) => sensorRow(gpu, boardName(gpu, gpus))),
     ),

@@ -147,7 +147,7 @@ def test_simulated_can_not_be_overlooked(browser: Browser, stand: Stand) -> None
         box = banner.bounding_box()
         assert box is not None
         assert box["y"] < 200
-        page.locator("summary").click()
+        page.locator("summary", has_text="Power").click()
         appears(page, "#power-table", r"\d")
         units = page.locator("#figures .unit, th small, #power svg .label").all_text_contents()
         of_energy = [unit for unit in units if re.search(r"\b(W|J|µWh)\b", unit)]
@@ -230,7 +230,7 @@ def test_no_receipt_and_no_text_leave_the_meter(stand: Stand) -> None:
 def test_it_fits_and_can_be_read(browser: Browser, stand: Stand, scheme: str, width: int) -> None:
     with page_of(browser, stand, viewport={"width": width, "height": 844}, color_scheme=scheme) as page:
         filled(page)
-        page.locator("summary").click()
+        page.locator("summary", has_text="Power").click()
         appears(page, "#power-table", r"\d")
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         wide = "width => [...document.querySelectorAll('body *')].filter((each) => each.getBoundingClientRect().right > width + 1 && !each.closest('.skip')).map((each) => each.outerHTML.slice(0, 90))"
@@ -266,10 +266,10 @@ def test_it_can_be_heard_and_used_by_keyboard(browser: Browser, stand: Stand) ->
         assert re.search(r"watts simulated, .* per output token|power is not known", summary.text_content() or "")
         reached = []
         page.evaluate("document.body.focus()")
-        for _ in range(6):
+        for _ in range(7):
             page.keyboard.press("Tab")
             reached.append(page.evaluate("document.activeElement.id || document.activeElement.tagName"))
-        assert reached == ["A", "pause", "theme", "power", "SUMMARY", "A"]
+        assert reached == ["A", "pause", "theme", "power", "SUMMARY", "SUMMARY", "A"]
         page.locator("#power").focus()
         for _ in range(3):
             page.keyboard.press("ArrowLeft")
