@@ -23,42 +23,30 @@ from etameter.auditing import Auditing
 from etameter.audits import Audits
 from etameter.budgets import LONGEST_S, Budgets
 from etameter.carbon import footprint_of
+from etameter.checkup import Checkup
 from etameter.claims import Claims
-from etameter.classifier import Classifier, by_time
+from etameter.classifier import Classifier
 from etameter.counters import Counter, Described
 from etameter.counters.machine import open_counters
 from etameter.devices import Device
 from etameter.display import Display
 from etameter.engine import Engine, check_ring
 from etameter.errors import ConfigError, EtameterError, MeterBusy
-from etameter.export import standings
 from etameter.export.events import Events
 from etameter.export.http import application
 from etameter.export.prometheus import Metrics
 from etameter.export.public_ids import PublicIds
-from etameter.export.receipts import (
-    NOT_MEASURED,
-    RECEIPT_IDS,
-    UNKNOWN_REQUEST,
-    energy_object,
-    eta_fields,
-    footprint_fields,
-    is_measured,
-    is_receipt_id,
-    transfer_fields,
-    waste_fields,
-)
-from etameter.export.socket import Answer, MiddlewareSocket
+from etameter.export.socket import MiddlewareSocket
+from etameter.figures import Figures
 from etameter.host import HostCounters, HostMeter
 from etameter.ledger import Ledger, RequestRow, Resume
 from etameter.locks import hold_lock
-from etameter.neighbours import foreign
 from etameter.nodes.kept import Known
 from etameter.nodes.node import Node, open_nodes
 from etameter.nodes.samplers import Samplers
 from etameter.pushing import otlp_of
 from etameter.recording import Recorder
-from etameter.records import Source, prefill_receipt_id_of, weakest
+from etameter.records import Source, weakest
 from etameter.sampler import Sampler
 from etameter.serving.ring import boot_id
 from etameter.slack import fast
@@ -72,10 +60,6 @@ logger = logging.getLogger("etameter")
 TICK_S = 0.05
 SLOW_TICKS = 20
 """Health of sampler, ring and fit is looked at once in so many ticks."""
-LATE_BATCHES = 60
-"""When more of an engine wait for the ledger, which is some seconds of work, it isn't known how budgets stand."""
-LATE_NS = 10_000_000_000
-"""Nor when what an engine took has been unsettled for so long: its counter doesn't answer, or a step doesn't end."""
 
 
 def run(settings: config.Config, rings: Sequence[Path], boards: Sequence[Path], socket: Path) -> int | None:
@@ -209,17 +193,6 @@ class Meter:
         self._audits = Audits(self._metrics, self._classifier, self._receipts)
         self._auditing = Auditing(settings.eta, self._audits, on=settings.meter.classify)
         self._public_ids = PublicIds()
-        self._socket = MiddlewareSocket(
-            socket,
-            announce=self._announce,
-            publish=self._public_ids.publish,
-            told=self._texts,
-            wasted=self._claims.told,
-            ready=self._classifier.ready,
-            answer=self._figure,
-            audits=self._auditing.take,
-            gone=self._auditing.gone,
-        )
         self._boot_id = boot_id()
         self._recording = recording
         self._engines: list[Engine] = []
@@ -234,6 +207,40 @@ class Meter:
         backlogs = self._classifier.backlog, self._audits.backlog
         self._writing = Writing(self._ledger, self._budgets, backlogs, self._claims.backlog, self._count, self._known)
         self._otlp = None if recording is not None else otlp_of(settings.otlp.endpoint, self._metrics, self._counters)
+        self._figures = Figures(
+            self._kind,
+            self._receipts,
+            self._writing,
+            self._engines,
+            self._catch_up,
+            classifier=self._classifier,
+            audits=self._audits,
+            claims=self._claims,
+            public_ids=self._public_ids,
+            host=self._host,
+            footprint=self._footprint,
+        )
+        self._socket = MiddlewareSocket(
+            socket,
+            announce=self._announce,
+            publish=self._public_ids.publish,
+            told=self._texts,
+            wasted=self._claims.told,
+            ready=self._classifier.ready,
+            answer=self._figures.of,
+            audits=self._auditing.take,
+            gone=self._auditing.gone,
+        )
+        self._checkup = Checkup(
+            self._metrics,
+            self._samplers,
+            self._engines,
+            self._host,
+            self._writing,
+            (self._classifier.backlog, self._claims.backlog, self._audits.backlog),
+            self._socket,
+            self._events,
+        )
         self._caught_up = False
         self._started_ns = time.monotonic_ns()
 
@@ -246,7 +253,7 @@ class Meter:
         served = application(
             host=self._settings.meter.host,
             render=self._metrics.render,
-            answer=self._told,
+            answer=self._figures.named,
             health=self._health,
             events=self._events,
             receipt_token=self._settings.meter.receipt_token,
@@ -263,7 +270,7 @@ class Meter:
             while not stop.is_set():
                 self._advance()
                 if tick % SLOW_TICKS == 0:
-                    self._look_after()
+                    self._look()
                 tick += 1
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(stop.wait(), TICK_S)
@@ -447,61 +454,15 @@ class Meter:
     def _snapshot(self, *, whole: bool) -> bytes:
         return self._display.snapshot(whole=whole, dropped_messages=self._socket.dropped)
 
-    def _look_after(self) -> None:
-        for stay in self._host.read(time.monotonic_ns()):
-            self._metrics.host(stay.energy_j, paid=bool(stay.request_ids))
-        sampler = self._samplers.own
-        self._metrics.sampler(
-            polls=sampler.polls,
-            missed_polls=sampler.missed_polls,
-            lateness_ns=sampler.lateness_ns,
-            cost_ns=sampler.cost_ns,
-            dropped=sampler.dropped,
-        )
-        of_gpu = {uuid: engine for engine in self._engines for uuid in engine.gpus}
-        for node in self._samplers.nodes:
-            self._metrics.node(node.name, error_ns=node.error_ns)
-        processes, throttled = self._samplers.processes(), self._samplers.throttled()
-        for uuid, missed_edges in self._samplers.missed_edges().items():
-            header = of_gpu[uuid].header if uuid in of_gpu else None
-            pids = processes[uuid]
-            neighbours = foreign(pids, header.pid) if pids is not None and header is not None else None
-            self._metrics.watched(uuid, missed_edges=missed_edges, throttled=throttled[uuid], neighbours=neighbours)
-        self._metrics.socket(dropped=self._socket.dropped)
-        self._metrics.listeners(dropped=self._events.dropped)
+    def _look(self) -> None:
+        self._checkup.look()
+        self._audits.look()
+        if self._budgets:
+            self._socket.tell(self._checkup.budgets(self._budgets))
         if self._stored is not None:
             self._metrics.texts(dropped=self._stored.dropped)
-        self._metrics.backlog(
-            waiting=len(self._writing),
-            dropped=sum(each.backlog.dropped for each in (self._classifier, self._claims, self._audits)),
-        )
-        self._audits.look()
         if self._otlp is not None:
             self._metrics.exports(self._otlp.outcomes)
-        if self._budgets:
-            standing = {} if self._is_late else self._budgets.standings(time.time())  # rather nothing than too little
-            self._metrics.budgets(standing)
-            self._socket.tell({name: standings.told(name, each) for name, each in standing.items()})
-        for engine in self._engines:
-            costs = engine.accounts.costs()
-            for uuid, timeline in engine.accounts.timelines().items():
-                if of_gpu.get(uuid, engine) is not engine:
-                    continue
-                self._metrics.counter(uuid, resets=timeline.resets, period_ns=timeline.period_ns)
-                if costs[uuid].intervals:
-                    self._metrics.fitted(uuid, costs[uuid])
-            if engine.header is not None:
-                self._metrics.ring(
-                    engine.header.engine, lost_records=engine.lost_records, torn_records=engine.torn_records
-                )
-
-    @property
-    def _is_late(self) -> bool:
-        """Whether more may have been spent than budgets know."""
-        now_ns = time.monotonic_ns()
-        return len(self._writing) > LATE_BATCHES * len(self._engines) or any(
-            engine.is_behind(now_ns, LATE_NS) for engine in self._engines
-        )
 
     def _tokenizer(self) -> str | None:
         """Of the model that is served, where all engines serve the same."""
@@ -524,43 +485,6 @@ class Meter:
             budgets = tuple(name for name in self._settings.budgets if name in budgets)  # each once
         for engine in self._engines:  # which of them will run it nobody knows yet
             engine.accounts.announce(receipt_id, arm, budgets)
-
-    def _told(self, name: str) -> Answer:
-        """A receipt by its own id, or by the public one of a request that has ended: that tells nobody the receipt's own."""
-        if is_receipt_id(name):
-            return self._figure(name)
-        receipt_id = self._public_ids.receipt_of(name)
-        figure, reason = (None, UNKNOWN_REQUEST) if receipt_id is None else self._figure(receipt_id)
-        return None if figure is None else {key: figure[key] for key in figure if key not in RECEIPT_IDS}, reason
-
-    def _figure(self, receipt_id: str) -> Answer:
-        """The energy of a response up to now, settled or not."""
-        self._catch_up()
-        of = self._rows(receipt_id)
-        if not of:
-            return None, UNKNOWN_REQUEST
-        if not any(map(is_measured, of)):
-            return None, NOT_MEASURED
-        reading, deep = self._classifier.of(receipt_id), self._audits.of(receipt_id)
-        group = of[0].record.model, of[0].record.arm
-        eta = eta_fields(
-            of, reading if isinstance(reading, str) else by_time(of, reading), self._audits.reliability(*group, "fast")
-        )
-        if deep is not None:
-            eta["eta_deep"] = eta_fields(of, by_time(of, deep), self._audits.reliability(*group, "deep"))["eta"]
-        waste = waste_fields(of, self._claims.of(receipt_id) or self._receipts.waste(receipt_id))
-        footprint = footprint_fields(of, self._footprint)
-        prefill_id = prefill_receipt_id_of(of[0].record.request_id)
-        transfer = transfer_fields(of, prefill_id, [] if prefill_id is None else self._rows(prefill_id))
-        return energy_object(of, self._kind) | transfer | footprint | self._host.of(receipt_id) | eta | waste, None
-
-    def _rows(self, receipt_id: str) -> list[RequestRow]:
-        """The requests behind a receipt, the latest that is known of each."""
-        found = self._receipts.receipt(receipt_id)
-        found += self._writing.rows_of(receipt_id)
-        for engine in self._engines:
-            found += engine.accounts.rows_of(receipt_id)
-        return list({(row.engine, row.engine_started_ns, row.number): row for row in found}.values())
 
     def _health(self) -> tuple[bool, dict[str, object]]:
         """Well while the sampler runs; what is not known yet is null."""

@@ -59,7 +59,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     ),
     frozenset({"etameter.bursts"}),
     frozenset({"etameter.findings"}),
-    frozenset({"etameter.display", "etameter.pushing"}),
+    frozenset({"etameter.checkup", "etameter.display", "etameter.figures", "etameter.pushing"}),
     frozenset({"etameter.daemon", "etameter.doctor", "etameter.inline"}),
     frozenset({"etameter.serving"}),
     frozenset({"etameter.prompts", "etameter.dashboards"}),
