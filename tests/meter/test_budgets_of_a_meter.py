@@ -96,7 +96,7 @@ def test_what_nobody_spoke_of_may_be_anybodys_and_without_budgets_nothing_is_sai
 
 
 def test_while_a_step_does_not_end_it_is_not_said_how_budgets_stand(tmp_path: Path) -> None:
-    (tmp_path / "sitecustomize.py").write_text("from etameter import daemon\ndaemon.LATE_NS = 500_000_000\n")
+    (tmp_path / "sitecustomize.py").write_text("from etameter import checkup\ncheckup.LATE_NS = 500_000_000\n")
     ours = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
     known = 'etameter_budget_used_joules{budget="team",window="month",source="simulated"}'
     with lit_board(tmp_path) as board, engine(tmp_path) as ring:
