@@ -90,8 +90,13 @@ class Advance(NamedTuple):
 
     def rows_after(self, before: Table) -> Table | None:
         """All rows of the step; None where they are too many to be a writer's."""
-        named = np.concatenate([self.gone, self.rows[:, 0]])
-        table = before[~np.isin(before[:, 0], named)] if len(named) else before.copy()
+        named = np.sort(np.concatenate([self.gone, self.rows[:, 0]]))
+        numbers = before[:, 0]
+        if len(named):
+            nearest = named[np.minimum(np.searchsorted(named, numbers), len(named) - 1)]
+            table = before[nearest != numbers]
+        else:
+            table = before.copy()
         if len(table) + len(self.rows) > _MOST_ROWS:
             return None
         table[:, _CONTEXT] += table[:, _PREFILL] + table[:, _DECODE]
