@@ -21,7 +21,7 @@ import ray.data
 
 from etameter.errors import ArchiveError
 
-from .query import Answer, all_of, connected, copy_live, days_here, locked, only_read, rows_of
+from .query import Answer, all_of, connected, copy_live, days_here, locked, only_read, rows_of, unanswered, unread
 from .rescoring import Outcome, Partition, Scoring, done
 from .split import Halves, halves
 from .store import File, Store
@@ -66,13 +66,11 @@ def asked(store: Store, ledger: Path | None, query: str) -> Answer:
             connection.execute(split.all)
             return tuple(str(column[0]) for column in connection.description or ()), connection.fetchall()
     except duckdb.Error as error:
-        said = str(error).partition("\n")[0]
-        raise ArchiveError(f"the query can't be answered ({said})", f"the tables are {', '.join(BY_NAME)}") from error
+        raise unanswered(store, error) from error
     except sqlite3.Error as error:
         raise ArchiveError(f"{ledger} can't be read ({error})", "name a ledger with --ledger") from error
     except (OSError, ray.exceptions.RayError) as error:
-        said = str(error).strip().partition("\n")[0]
-        raise ArchiveError(f"{store.location} can't be read ({said})", "name the place of the archive") from error
+        raise unread(store, error) from error
 
 
 def _split(connection: duckdb.DuckDBPyConnection, store: Store, query: str) -> Halves:
@@ -132,7 +130,7 @@ def _answer(location: str, addresses: Sequence[Sequence[str]], split: Halves, ba
                 locked(connection, addresses[place])
                 answers.append(connection.sql(split.each).to_arrow_table())
             except (duckdb.Error, OSError) as error:  # told in one line, which Ray's tracebacks are not
-                said = str(error).partition("\n")[0]
+                said = str(store.stall or error).partition("\n")[0]
                 return pa.table({FAILED: [f"{', '.join(addresses[place])} can't be read ({said})"]})
     return pa.concat_tables(answers)
 

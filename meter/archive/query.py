@@ -40,18 +40,34 @@ def asked(store: Store, ledger: Path | None, query: str) -> Answer:
             connection.execute(only_read(connection, query))
             return tuple(str(column[0]) for column in connection.description or ()), connection.fetchall()
     except duckdb.Error as error:
-        said = str(error).partition("\n")[0]
-        raise ArchiveError(f"the query can't be answered ({said})", _TABLES) from error
+        raise unanswered(store, error) from error
     except sqlite3.Error as error:
         raise ArchiveError(f"{ledger} can't be read ({error})", "name a ledger with --ledger") from error
     except OSError as error:
-        raise ArchiveError(f"{store.location} can't be read ({error})", "name the place of the archive") from error
+        raise unread(store, error) from error
+
+
+def unanswered(store: Store, error: duckdb.Error) -> ArchiveError:
+    """What DuckDB's error means: the store's fault, or the query's."""
+    if store.stall is not None:
+        return unread(store, store.stall)
+    said = str(error).partition("\n")[0]
+    return ArchiveError(f"the query can't be answered ({said})", _TABLES)
+
+
+def unread(store: Store, error: Exception) -> ArchiveError:
+    """It refuses, or stalls."""
+    said = str(error).strip().partition("\n")[0]
+    return ArchiveError(
+        f"{store.location} can't be read ({said})", "see that it answers, or name the place of the archive"
+    )
 
 
 def connected(store: Store) -> duckdb.DuckDBPyConnection:
-    """DuckDB, which can read the archive."""
+    """DuckDB, which can read the archive. What went wrong with that before is past."""
+    store.begin_to_read()
     connection = duckdb.connect(":memory:", config=_CONFIG)
-    connection.register_filesystem(store.system)
+    connection.register_filesystem(store.read_by)
     return connection
 
 

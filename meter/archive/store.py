@@ -12,23 +12,23 @@ import os
 import re
 import secrets
 import shutil
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, TypeVar
 
 import fsspec
 import pyarrow.parquet as pq
+from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from etameter.errors import ArchiveError
 
 from .tables import ALL_TABLES, Table, told_of
+from .waiting import Waiting, bounded
 
 ALL: Final = "all"
 """The part of what has no model."""
@@ -90,11 +90,22 @@ class Store:
                 f"{location} is no place that can be written ({error})", "name a folder, or install what reads it"
             ) from error
         self._local = isinstance(self.system, LocalFileSystem)
+        self.begin_to_read()
 
     @property
     def address(self) -> str:
         """As any process may name it."""
         return str(self.system.unstrip_protocol(self._root))
+
+    def begin_to_read(self) -> None:
+        """Anew: nothing has stalled yet."""
+        self.read_by: AbstractFileSystem = self.system if self._local else Waiting(self.system, _patience_s)
+        """For who reads files in pieces: each is waited for no longer than its size allows, too."""
+
+    @property
+    def stall(self) -> OSError | None:
+        """Why a piece of a file didn't come, if one didn't."""
+        return self.read_by.stall if isinstance(self.read_by, Waiting) else None
 
     @property
     def is_one(self) -> bool:
@@ -225,7 +236,7 @@ class Store:
         tried = 1
         while True:
             try:
-                return _bounded(call, WAIT_S + size_bytes / SLOWEST_BYTES_S)
+                return bounded(call, _patience_s(size_bytes))
             except (FileNotFoundError, FileExistsError, PermissionError):
                 raise  # it has answered
             except OSError:
@@ -235,41 +246,8 @@ class Store:
                 tried += 1
 
 
-class _Asked(threading.Thread, Generic[_Answer]):
-    """A call that nobody has to wait for: one that stalls ends with the process."""
-
-    def __init__(self, call: Callable[[], _Answer]) -> None:
-        super().__init__(name="etameter-store", daemon=True)
-        self._call = call
-        self.failure: Exception | None = None
-        self.answers: list[_Answer] = []
-
-    def run(self) -> None:
-        try:
-            self.answers.append(self._call())
-        except _refusals() as failure:
-            self.failure = failure
-
-
-def _bounded(call: Callable[[], _Answer], seconds: float) -> _Answer:
-    """Raises OSError, and TimeoutError where the answer takes longer."""
-    asked = _Asked(call)
-    asked.start()
-    asked.join(seconds)
-    if asked.is_alive():
-        raise TimeoutError(f"no answer in {seconds:.0f} s")
-    if isinstance(asked.failure, OSError):
-        raise asked.failure
-    if asked.failure is not None:
-        raise OSError(str(asked.failure)) from asked.failure
-    (answer,) = asked.answers
-    return answer
-
-
-def _refusals() -> tuple[type[Exception], ...]:
-    """What a store's refusals come as; those of S3 are no OSError where it can't be reached."""
-    amazon = sys.modules.get("botocore.exceptions")
-    return (OSError,) if amazon is None else (OSError, amazon.BotoCoreError)
+def _patience_s(size_bytes: int) -> float:
+    return WAIT_S + size_bytes / SLOWEST_BYTES_S
 
 
 def _link(source: Path, path: Path) -> None:

@@ -1,6 +1,7 @@
 """Faults of an object store, each with a store in a process of its own."""
 
 import importlib.util
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -105,6 +106,37 @@ def test_one_that_hangs_is_waited_for_so_long_and_no_longer(
     assert in_archive(store, tmp_path) == before
     same(ledger.totals(), totals)
     ledger.close()
+
+
+@pytest.mark.parametrize("begins", ["before it is asked", "while it is read"])
+def test_one_that_hangs_answers_a_query_with_its_name(
+    tmp_path: Path, server: ObjectStore, address: str, monkeypatch: pytest.MonkeyPatch, begins: str
+) -> None:
+    monkeypatch.setattr(stores, "TRIES", 1)
+    address = address.partition("[")[0]  # DuckDB takes brackets for a pattern
+    ledger, store = filled(tmp_path / "ledger.db", [8.0, 8.0]), Store(address)
+    run(ledger.path, store)
+    ledger.close()
+    files, found = store.files, store.files()
+    monkeypatch.setattr(stores, "WAIT_S", 0.3)
+
+    def hanging() -> list[stores.File]:
+        server.hang()
+        return found if begins == "while it is read" else files()
+
+    monkeypatch.setattr(store, "files", hanging)
+    try:
+        with pytest.raises(
+            ArchiveError, match=rf"{re.escape(address)} can't be read \(no answer in 0 s\): see that it"
+        ):
+            asked(store, None, "SELECT sum(prompt_j) FROM requests")
+    finally:
+        server.go_on()
+    monkeypatch.setattr(stores, "WAIT_S", 30.0)
+    monkeypatch.setattr(store, "files", files)
+    assert asked(store, None, "SELECT count(*) FROM requests")[1] == [(2,)]
+    with pytest.raises(ArchiveError, match=r"the query can't be answered .*: the tables are"):
+        asked(Store(address), None, "SELECT nothing FROM requests")
 
 
 def test_one_that_hangs_in_the_middle_of_a_write_has_it_once(
