@@ -76,7 +76,7 @@ def _within(per: str, by: str) -> str:
 
 def _worst_of(expression: str, *, least: bool = False) -> Dataquery:
     chosen = "bottomk" if least else "topk"
-    return now(f"{chosen} by (source) ({WORST}, {expression})", f"{NAMED} {{{{model_name}}}} ({{{{source}}}})")
+    return now(f"{chosen} by (source) ({WORST}, {expression})", f"{NAMED} ({{{{source}}}}) {{{{model_name}}}}")
 
 
 def _whole() -> list[Any]:
@@ -204,20 +204,21 @@ def _compared() -> list[Any]:
     return [
         rows(
             "Models",
-            "Over five minutes, of all replicas in the selected clusters.",
+            "Over five minutes, of all replicas in the selected clusters. ±: mean error of a request, as a share of its energy.",
             (
                 ("power", "watt", now(_sum("request_watts:rate5m", MODEL, "model_name, source"))),
                 (
-                    "output tokens per second",
+                    "output tokens/s",
                     "short",
                     now(_sum("output_tokens:rate5m", MODEL, "model_name, source")),
                 ),
                 ("per output token", "watth", now(_wh_per_token("model_name, source"))),
                 ("η is at most", "percentunit", now(_eta("model_name, source"))),
-                ("error of a request", "percentunit", now(_error("model_name, source"))),
+                ("request ±", "percentunit", now(_error("model_name, source"))),
             ),
             by=("model_name", "source"),
             span=16,
+            height=8,
             sorted_by="power",
         ),
         bars(
@@ -240,7 +241,7 @@ def _compared() -> list[Any]:
                 ),
             ),
             by=("cluster", "node", "source"),
-            height=11,
+            height=12,
             sorted_by="power",
         ),
     ]
@@ -256,7 +257,7 @@ def _worst() -> list[Any]:
         rows(
             f"The {WORST} replicas that take most above their model's mean",
             "Watts that a replica's outputs take above what its tokens would at the mean of the model, of all selected replicas, over five minutes. "
-            "Small batches, hot or older boards and long contexts are among the reasons.",
+            "Small batches, hot or older boards and long contexts are among the reasons. ±: mean error of its requests, as a share of their energy.",
             (
                 ("above the mean", "watt", now(worst)),
                 ("per output token", "watth", now(f"({_wh_per_token(by, METER)}) and {worst}")),
@@ -265,16 +266,16 @@ def _worst() -> list[Any]:
                     "short",
                     now(f"({_wh_per_token(by, METER)}) / on (model_name, source) group_left () ({models}) and {worst}"),
                 ),
-                ("output tokens per second", "short", now(f"{tokens} and {worst}")),
-                ("error of a request", "percentunit", now(f"({_error(by, METER)}) and {worst}")),
+                ("output tokens/s", "short", now(f"{tokens} and {worst}")),
+                ("request ±", "percentunit", now(f"({_error(by, METER)}) and {worst}")),
             ),
             by=REPLICA,
-            height=11,
+            height=12,
             sorted_by="above the mean",
             empty=NO_TOKENS,
         ),
         bars(
-            f"The {WORST} least attributed",
+            f"The {WORST} replicas with most unattributed",
             "Share of the energy of a replica's GPUs that no request, no idling and no start-up explains, over five minutes. Above 2 % an alert is raised.",
             "percentunit",
             _worst_of(_unattributed("cluster, node, instance, source")),
@@ -282,7 +283,7 @@ def _worst() -> list[Any]:
             thresholds=TRUST,
         ),
         bars(
-            f"The {WORST} lowest bounds of η",
+            f"The {WORST} replicas with the lowest bound of η",
             "Bound on lenient η by replica, over five minutes.",
             "percentunit",
             _worst_of(_eta(by, METER), least=True),
@@ -290,7 +291,7 @@ def _worst() -> list[Any]:
             empty=NOT_CLASSIFIED,
         ),
         bars(
-            f"The {WORST} least certain",
+            f"The {WORST} replicas whose requests are least certain",
             "Error of a request's energy, mean over the requests of a replica within five minutes.",
             "percentunit",
             _worst_of(_error(by, METER)),

@@ -69,7 +69,7 @@ def _now() -> list[Any]:
             empty=NOT_CLASSIFIED,
         ),
         figure(
-            "Unattributed",
+            "Unattributed energy",
             "Share of the energy that no request, no idling and no start-up explains, of the worst GPU. Above 2 % an alert is raised.",
             "percentunit",
             query(f"max by (source) (etameter:unattributed_share:rate5m{{{DEVICE}}})", "{{source}}"),
@@ -77,7 +77,7 @@ def _now() -> list[Any]:
             empty=NO_ENERGY,
         ),
         figure(
-            "Idle",
+            "Idle energy",
             "Share of the energy that the GPUs took while nothing ran.",
             "percentunit",
             query(
@@ -115,7 +115,7 @@ def _accounts() -> list[Any]:
             empty=NO_INTENSITY,
         ),
         figure(
-            "Joules per correct answer",
+            "Joules per correct answer, by audits",
             "Of audits' fresh tasks, which a checker can judge, within a day: energy of all answers, wrong ones among them, over the correct ones.",
             "joule",
             query(
@@ -173,8 +173,8 @@ def _where() -> list[Any]:
             colours=ARMS,
         ),
         lines(
-            "Tokens",
-            "Tokens per second: computed prompt tokens, prompt tokens from the prefix cache, and output tokens.",
+            "Tokens per second",
+            "Computed prompt tokens, prompt tokens from the prefix cache, and output tokens.",
             "none",
             query(f"sum by (kind) (rate(etameter_tokens_total{{{OF}}}[$__rate_interval]))", "{{kind}}"),
             colours=USES,
@@ -194,7 +194,7 @@ def _slack() -> list[Any]:
             colours=ARMS,
         ),
         lines(
-            "Slack by category",
+            "Slack, of the output energy",
             "Share of the output energy of classified answers that was found to be slack.",
             "percentunit",
             query(
@@ -210,7 +210,7 @@ def _slack() -> list[Any]:
             colours=CATEGORIES,
         ),
         lines(
-            "Wasted",
+            "Wasted, of the output energy",
             "Share of all output energy that nobody had the use of: answers cut off at their length limit, abandoned by their client, or made anew by "
             "their user, and drafts that the model rejected.",
             "percentunit",
@@ -226,7 +226,7 @@ def _slack() -> list[Any]:
             colours=WASTES,
         ),
         lines(
-            "What judges found",
+            "What judges found, of the output energy",
             "Output energy of the answers that a judge has read within a day, by need. Required over all that is classified is strict η; with optional, "
             "it is lenient η.",
             "percentunit",

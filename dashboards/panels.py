@@ -26,6 +26,7 @@ BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = (
     "#CC79A7",
 )
 RED = "#C4162A"
+BROWN, WINE = "#8C510A", "#882255"
 GOOD, DOUBTFUL, BAD = BLUE, ORANGE, VERMILION
 
 Colours = Mapping[str, str]
@@ -52,6 +53,8 @@ USES: Colours = {
     "steps_missing": ORANGE,
     "readings_missing": PURPLE,
     "stale": RED,
+    "reset": BROWN,
+    "implausible": WINE,
 }
 CATEGORIES: Colours = {
     "preamble": BLUE,
@@ -76,6 +79,9 @@ OUTCOMES: Colours = {
 }
 
 NOTHING = "Nothing yet: no meter is scraped, or there is none of what is chosen above."
+
+LEAST_TOPS: Mapping[str, float] = {"percentunit": 0.01, "none": 1.0}
+"""Of axes, by unit: where all is nought, Grafana would go to 100 of it."""
 
 Thresholds = Sequence[tuple[float, str]]
 """From each value on a colour; the first has no lower end."""
@@ -124,6 +130,7 @@ def lines(
         panel = panel.scale_distribution(scale)
     elif least is not None:
         panel = panel.min(least)
+        panel = panel.axis_soft_max(LEAST_TOPS[unit]) if unit in LEAST_TOPS else panel
     if most is not None:
         panel = panel.max(most)
     panel = panel.color_scheme(dashboard.FieldColor().mode(models.FieldColorModeId.PALETTE_CLASSIC_BY_NAME))
@@ -225,9 +232,11 @@ def rows(
 
     Where a column is named in `sorted_by`, its largest figures come first.
     """
-    panel = table.Panel().show_header(True)
+    panel = table.Panel().show_header(True).min_width(70.0)  # of a column: figures are short
     if sorted_by is not None:
         panel = panel.sort_by([common.TableSortByFieldState().display_name(sorted_by).desc(True)])
+    if "model_name" in by:
+        panel = panel.override_by_name("model_name", [models.DynamicConfigValue(id_val="custom.width", value=240)])
     letters = [chr(ord("A") + place) for place in range(len(columns))]
     queries = [asked.format(PromQueryFormat.TABLE) for _, _, asked in columns]
     for name, unit, _ in columns:

@@ -17,6 +17,7 @@ from etameter.dashboards.panels import (
     SKY,
     USES,
     VERMILION,
+    YELLOW,
     figure,
     lines,
     now,
@@ -41,7 +42,7 @@ def quality() -> dict[str, Any]:
 def _balance() -> list[Any]:
     return [
         figure(
-            "Unattributed",
+            "Unattributed energy",
             "Share of the energy that no request, no idling and no start-up explains, over five minutes, of the worst GPU.",
             "percentunit",
             query(f"max by (source) (etameter:unattributed_share:rate5m{{{DEVICE}}})", "{{source}}"),
@@ -70,7 +71,7 @@ def _balance() -> list[Any]:
             empty=NO_ENGINE_PROCESS,
         ),
         figure(
-            "Held back",
+            "GPUs held back",
             "GPUs that heat or a power brake holds back now.",
             "none",
             query(f"sum(etameter_gpu_throttled{{{GPU}}})", "GPUs"),
@@ -79,7 +80,7 @@ def _balance() -> list[Any]:
             empty="The device doesn't tell.",
         ),
         lines(
-            "Unattributed, by cause",
+            "Unattributed energy, by cause",
             "Share of the energy of the selected GPUs. reset, stale, readings_missing, implausible: the counter; steps_missing: the engine's record; "
             "model_residual: more than the model and its error allow, as a neighbour's work would be.",
             "percentunit",
@@ -94,7 +95,7 @@ def _balance() -> list[Any]:
             colours=USES,
         ),
         lines(
-            "Host bubbles",
+            "Host bubbles, of the energy",
             "Share of the energy that requests paid for gaps under 50 ms between steps, in which the GPU waited for the host.",
             "percentunit",
             query(
@@ -109,7 +110,7 @@ def _balance() -> list[Any]:
 def _counters() -> list[Any]:
     return [
         lines(
-            "Edges",
+            "Changes of the counter: seen and missed",
             "Changes of each counter that were seen per second, and those of them that reads told apart badly or not at all.",
             "hertz",
             query(f"rate(etameter_gpu_energy_edges_total{{{GPU}}}[$__rate_interval])", "seen, {{gpu_uuid}}"),
@@ -129,8 +130,8 @@ def _counters() -> list[Any]:
             empty=NOT_FITTED,
         ),
         lines(
-            "Resets and failed reads",
-            "Per hour. After a reset nobody knows what the device took meanwhile.",
+            "Resets and failed reads per hour",
+            "After a reset nobody knows what the device took meanwhile.",
             "none",
             query(f"3600 * rate(etameter_gpu_energy_resets_total{{{GPU}}}[$__rate_interval])", "resets, {{gpu_uuid}}"),
             query(
@@ -155,22 +156,23 @@ def _meter() -> list[Any]:
             span=8,
         ),
         lines(
-            "Processor time of the reads",
-            "Share of one core.",
+            "Processor time of the reads, of one core",
+            "What reading the counters takes.",
             "percentunit",
             query("rate(etameter_sampler_cpu_seconds_total[$__rate_interval])", "{{instance}}"),
             span=8,
         ),
         lines(
-            "Lost on the way",
-            "Per minute: steps that were overwritten or damaged before they were read, messages between server and meter, edges that nobody took, "
-            "findings that no ledger has, listeners that were too slow. All should be none.",
+            "Lost on the way, per minute",
+            "Steps that were overwritten or damaged before they were read, messages between server and meter, edges that nobody took, "
+            "findings that no ledger has, texts that should have been kept, listeners that were too slow. All should be none.",
             "none",
             query("60 * rate(etameter_ring_lost_records_total[$__rate_interval])", "steps overwritten, {{engine}}"),
             query("60 * rate(etameter_ring_torn_records_total[$__rate_interval])", "steps damaged, {{engine}}"),
             query("60 * sum(rate(etameter_socket_dropped_messages_total[$__rate_interval]))", "messages"),
             query("60 * sum(rate(etameter_sampler_dropped_edges_total[$__rate_interval]))", "edges"),
             query("60 * sum(rate(etameter_ledger_dropped_findings_total[$__rate_interval]))", "findings"),
+            query("60 * sum(rate(etameter_texts_dropped_total[$__rate_interval]))", "texts"),
             query("60 * sum(rate(etameter_page_listeners_dropped_total[$__rate_interval]))", "listeners"),
             span=8,
             colours={
@@ -179,6 +181,7 @@ def _meter() -> list[Any]:
                 "messages": GREEN,
                 "edges": PURPLE,
                 "findings": VERMILION,
+                "texts": YELLOW,
                 "listeners": SKY,
             },
         ),
@@ -206,8 +209,8 @@ def _fit() -> list[Any]:
             empty="No request finished.",
         ),
         rows(
-            "Coefficients",
-            "What a step costs: p0_w in W, the others in J by what they multiply, see docs/metrics.md. Unidentified is 1 where the load so far "
+            "What a step costs: coefficients",
+            "p0_w in W, the others in J by what they multiply, see docs/metrics.md. Unidentified is 1 where the load so far "
             "can't tell it: then it is mostly the first guess.",
             (
                 ("value", "sci", now(f"etameter_cost_coefficient{{{GPU}}}")),
@@ -258,8 +261,8 @@ def _audits() -> list[Any]:
             empty="Nothing is audited, see [eta].",
         ),
         lines(
-            "Audits",
-            "Per hour. deep: a judge has read an answer, and agreed with the fast method or not; task: a task with a checker was asked.",
+            "Audits per hour",
+            "deep: a judge has read an answer, and agreed with the fast method or not; task: a task with a checker was asked.",
             "none",
             query(
                 f"3600 * sum by (kind, outcome, source) (rate(etameter_audits_total{{{ARM}}}[$__rate_interval]))",
@@ -270,8 +273,8 @@ def _audits() -> list[Any]:
             empty="Nothing is audited, see [eta].",
         ),
         lines(
-            "Answers that were not read",
-            "Per hour, by why: no text was told, it was too long, or too much waited. Sampled ones that no judge came to are full or old.",
+            "Answers that were not read, per hour",
+            "By why: no text was told, it was too long, or too much waited. Sampled ones that no judge came to are full or old.",
             "none",
             query(
                 "3600 * sum by (cause) (rate(etameter_unclassified_responses_total[$__rate_interval]))",

@@ -91,8 +91,8 @@ def requests() -> dict[str, Any]:
                 empty=NO_REQUESTS,
             ),
             lines(
-                "How requests end",
-                "Finished requests per minute, by why they ended.",
+                "Requests per minute, by how they end",
+                "stop: the model ended the answer; length: the limit did; abort: it was stopped, mostly because its client went.",
                 "none",
                 query(
                     f"60 * sum by (finish_reason) (rate(etameter_requests_total{{{OF}}}[$__rate_interval]))",

@@ -3,10 +3,15 @@
 import math
 from typing import Any
 
-from etameter.dashboards.board import ARM, OF, board
+from etameter.dashboards import board as selected
+from etameter.dashboards.board import board
 from etameter.dashboards.overview import NO_CORRECT, NO_JUDGE, NOT_CLASSIFIED
 from etameter.dashboards.panels import ARMS, BAD, GOOD, bars, lines, now, query, rows
 
+NO_AUDIT = 'arm!="audit"'
+"""Audits have an arm of their own, which is no way of asking."""
+OF = f"{selected.OF}, {NO_AUDIT}"
+ARM = f"{selected.ARM}, {NO_AUDIT}"
 ONE_ARM = "No requests of `unconstrained` within the hour: there is nothing to compare with."
 NO_REQUESTS = "No requests within the hour."
 LIKE = ((-math.inf, GOOD), (1.005, BAD))
@@ -45,21 +50,21 @@ def side_by_side() -> dict[str, Any]:
                 empty=ONE_ARM,
             ),
             bars(
-                "Joules per correct answer",
+                "Joules per correct answer, by audits",
                 "Of audits' fresh tasks within a day: energy of all answers under the arm, wrong ones among them, over the correct ones.",
                 "joule",
                 query(f"etameter:joules_per_correct_answer:rate1d{{{ARM}}}", of_arm),
                 empty=NO_CORRECT,
             ),
             bars(
-                "Correct answers",
+                "Correct answers, by audits",
                 "Share of the answers to audits' fresh tasks within a day: an arm that answers briefly and wrongly saves nothing.",
                 "percentunit",
                 query(f"etameter:correct_answer_share:rate1d{{{ARM}}}", of_arm),
                 empty="No task was asked by an audit within a day, see [eta].",
             ),
             bars(
-                "Wasted",
+                "Wasted, of the output energy",
                 "Share of output energy in answers that were cut off, abandoned or made anew, and in rejected drafts, over five minutes.",
                 "percentunit",
                 query(f"sum by (model_name, arm, source) (etameter:waste_share:rate5m{{{ARM}}})", of_arm),
@@ -127,7 +132,7 @@ def side_by_side() -> dict[str, Any]:
                             f"etameter:batch_output_watts:rate1h{{{ARM}}} / etameter:batch_output_tokens:rate1h{{{ARM}}}"
                         ),
                     ),
-                    ("output tokens per second", "short", now(f"etameter:batch_output_tokens:rate1h{{{ARM}}}")),
+                    ("output tokens/s", "short", now(f"etameter:batch_output_tokens:rate1h{{{ARM}}}")),
                 ),
                 by=("model_name", "arm", "batch", "source"),
                 height=12,
@@ -144,7 +149,7 @@ def side_by_side() -> dict[str, Any]:
                 span=8,
             ),
             lines(
-                "Slack",
+                "Slack, of the output energy",
                 "Share of the output energy of classified answers that was found to be slack, by arm.",
                 "percentunit",
                 query(f"sum by (model_name, arm, source) (etameter:slack_share:rate5m{{{ARM}}})", of_arm),

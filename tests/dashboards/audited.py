@@ -61,7 +61,7 @@ def served(stack: ExitStack) -> str:
 
 def _charge(metrics: Metrics, energy_j: float) -> None:
     """Joules under the arm of audits."""
-    tokens = {"prompt_tokens": 0, "cached_tokens": 0, "output_tokens": 40, "first_tokens": 0}
+    tokens = {"prompt_tokens": 0, "cached_tokens": 0, "output_tokens": 2, "first_tokens": 0}
     metrics.increment(MODEL, AUDIT, prompt_j=0.0, output_j=energy_j, batch=1.0, source="simulated", **tokens)
 
 

@@ -172,7 +172,7 @@ def test_the_fleet_is_told_by_what_rules_record_alone_and_of_no_single_device() 
 def test_what_always_means_the_same_has_a_colour() -> None:
     assert panels.ARMS.keys() == CONFIGURED.keys() - {"audit"}  # which is no way of asking
     assert panels.CATEGORIES.keys() == set(CATEGORIES)
-    assert panels.USES.keys() >= CAUSES - {"reset", "implausible"}
+    assert panels.USES.keys() >= CAUSES
     assert panels.WASTES.keys() == set(WASTES)
     assert panels.NEEDS.keys() == {*NEEDS, "slack", "unclassified"}
     assert panels.OUTCOMES.keys() == {f"{kind}: {outcome}" for kind, found in AUDITS.items() for outcome in found}

@@ -44,7 +44,10 @@ function Figures({ panel, theme, found, width, height }) {
 function Bars({ panel, theme, found, width, height }) {
   const most = Math.max(...found.map(last));
   const each = Math.min(height / found.length, 64);
-  const shown = [...found].sort((one, other) => one.legend.localeCompare(other.legend, "en", { numeric: true }));
+  const [, chosen] = /^(topk|bottomk)/.exec(panel.targets[0].expr) ?? []; // the worst come first, as Prometheus tells them
+  const byName = (one, other) => one.legend.localeCompare(other.legend, "en", { numeric: true });
+  const byValue = (one, other) => (chosen === "topk" ? last(other) - last(one) : last(one) - last(other));
+  const shown = [...found].sort(chosen ? byValue : byName);
   return shown.map((one, index) => {
     const made = field(panel, theme, one.legend, [last(one)], index);
     made.config.max ??= most;
@@ -67,6 +70,11 @@ function Rows({ panel, theme, found, width, height }) {
     lines.set(key, { ...lines.get(key), ...one.labels, [`Value #${one.refId}`]: last(one) });
   }
   const sorted = [...lines.entries()].sort(([one], [other]) => one.localeCompare(other, "en", { numeric: true })).map(([, line]) => line);
+  for (const { displayName, desc } of panel.options.sortBy ?? []) {
+    const column = names.find((name) => (organize.renameByName[name] ?? name) === displayName);
+    const order = (line) => (desc ? -1 : 1) * (line[column] ?? -Infinity);
+    sorted.sort((one, other) => order(one) - order(other));
+  }
   const fields = names.map((name, index) => {
     const isValue = name in organize.renameByName;
     const type = isValue ? FieldType.number : FieldType.string;
