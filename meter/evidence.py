@@ -65,11 +65,14 @@ class Steps:
 
     def reached(self, capped: BoolArray, power_limit_w: float) -> Array:
         """2 S × (TERMS + 2): Σ features of the steps below the power limit until each instant of `t_ns`; of those at it, seconds and joules."""
-        limited_s = np.where(capped, self.features[:, 0], 0.0)
-        limited_j = limited_s * power_limit_w if np.any(capped) else limited_s
-        grown = np.column_stack([np.where(capped[:, None], 0.0, self.features), limited_s, limited_j]).cumsum(axis=0)
-        levels = np.zeros((2 * len(grown), grown.shape[1]))
-        levels[1::2] = grown
+        levels = np.zeros((2 * len(self.features), len(TERMS) + 2))
+        grown = levels[1::2]
+        grown[:, : len(TERMS)] = self.features
+        if np.any(capped):
+            grown[capped] = 0.0
+            grown[capped, -2] = self.features[capped, 0]
+            grown[capped, -1] = self.features[capped, 0] * power_limit_w
+        np.cumsum(grown, axis=0, out=grown)
         levels[2::2] = grown[:-1]
         return levels
 

@@ -137,9 +137,11 @@ class CostFit:
         age_s = (published.end_ns[-1] - published.end_ns) * 1e-9
         deviation = np.sqrt(published.error_j**2 + noise_j**2 + shifted_j**2) * 2 ** (age_s / HALF_LIFE_S / 2)
         # Energy at the limit has no slope: from coefficients that are too high no way leads down. So it is tried from below, too.
-        best = self._energy(steps, spans, published.joules, deviation, capped)
+        best = self._energy(steps, spans, published.joules, deviation, capped, reached)
         if np.any(capped):
-            other = self._energy(steps, spans, published.joules, deviation, np.zeros_like(capped))
+            below = np.zeros_like(capped)
+            reached = steps.reached(below, self.power_limit_w)
+            other = self._energy(steps, spans, published.joules, deviation, below, reached)
             best = min(best, other, key=lambda each: each.improbability)
         step_j = replace(self.costs, energy=best.energy).step_energy(steps.features)
         step_noise, unevenness = self._noise(steps, step_j, spans, best.residual_j, published.error_j)
@@ -160,11 +162,13 @@ class CostFit:
         )
         return self.costs
 
-    def _energy(self, steps: Steps, spans: Spans, joules: Array, deviation: Array, capped: BoolArray) -> "_Energy":
-        """Find coefficients, and which steps run at the power limit, beginning with those that are `capped`."""
+    def _energy(
+        self, steps: Steps, spans: Spans, joules: Array, deviation: Array, capped: BoolArray, reached: Array
+    ) -> "_Energy":
+        """Find coefficients, and which steps run at the power limit, beginning with those that are `capped`, with which so much was `reached`."""
         start = self._start()
         trust = 1.0 / deviation
-        design, limited_j = steps.between(spans, steps.reached(capped, self.power_limit_w))
+        design, limited_j = steps.between(spans, reached)
         work = design
         for _ in range(ROUNDS):
             energy, covariance = _solved(design * trust[:, None], (joules - limited_j) * trust, start)

@@ -34,11 +34,11 @@ def _non_negative(gram: Array, moment: Array) -> Array:
         return solution
     solution = np.zeros(len(moment))
     passive = np.zeros(len(moment), dtype=np.bool_)
-    least = 0.0
+    least, negligible = 0.0, ALIKE * float(np.abs(moment).max())
     while True:
         gradient = np.where(passive, -np.inf, moment - gram @ solution)
         entering = int(np.argmax(gradient))
-        if gradient[entering] <= ALIKE * np.max(np.abs(moment)):
+        if gradient[entering] <= negligible:
             return solution
         passive[entering] = True
         better = _stepped(gram, moment, solution, passive)
@@ -50,11 +50,11 @@ def _non_negative(gram: Array, moment: Array) -> Array:
 
 def _stepped(gram: Array, moment: Array, solution: Array, passive: BoolArray) -> Array:
     """From `solution` to the least sum over the `passive` coefficients, of which those that would fall below zero leave."""
-    while np.any(passive):
+    while passive.any():
         trial = np.zeros(len(moment))
         trial[passive] = np.linalg.solve(gram[np.ix_(passive, passive)], moment[passive])
         below = passive & (trial <= 0)
-        if not np.any(below):
+        if not below.any():
             return trial
         parts = np.where(below, solution / np.where(below, np.maximum(solution - trial, 1e-300), 1.0), np.inf)
         first = int(np.argmin(parts))

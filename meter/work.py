@@ -189,7 +189,8 @@ class Work:
     @cached_property
     def terms(self) -> list[int]:
         """Those of OWN that the steps have anything of."""
-        return [OWN.start + int(term) for term in np.flatnonzero(self.step_features[:, OWN].any(axis=0))]
+        terms: list[int] = (np.flatnonzero(self.step_features[:, OWN].any(axis=0)) + OWN.start).tolist()
+        return terms
 
     @cached_property
     def row_step(self) -> IntArray:
@@ -216,7 +217,7 @@ class Work:
     @cached_property
     def row_weight(self) -> Array:
         """R: sums to 1 over a step. Players pay alike, whatever the number of their rows."""
-        if np.array_equal(self.players, self._counts):
+        if (self.players == self._counts).all():
             return np.repeat(1.0 / self.players, self._counts)
         pair = self.row_step << 32 | self.row_request
         _, inverse, rows_of_player = np.unique(pair, return_inverse=True, return_counts=True)
