@@ -90,13 +90,12 @@ class Advance(NamedTuple):
 
     def rows_after(self, before: Table) -> Table | None:
         """All rows of the step; None where they are too many to be a writer's."""
+        table: Table = before.copy()
         named = np.sort(np.concatenate([self.gone, self.rows[:, 0]]))
-        numbers = before[:, 0]
         if len(named):
+            numbers = before[:, 0]
             nearest = named[np.minimum(np.searchsorted(named, numbers), len(named) - 1)]
-            table = before[nearest != numbers]
-        else:
-            table = before.copy()
+            table = table[nearest != numbers]
         if len(table) + len(self.rows) > _MOST_ROWS:
             return None
         table[:, _CONTEXT] += table[:, _PREFILL] + table[:, _DECODE]
