@@ -44,8 +44,8 @@ async def judge_of(prompt: str, response: str, ask: Judge) -> Judgement:
 async def replies_to(question: Question, model: str, ask: Ask) -> tuple[Answer, ...]:
     """All that a judge answers to a question, the last of which counts.
 
-    A server that can't hold a reply to a form refuses the question, and is asked without it. A judge whose thinking took all of its tokens gets more of them, if they fit
-    into its context.
+    A server that can't hold a reply to a form refuses the question, and is asked without it. A judge that was cut off because it thinks before it replies gets more tokens, if they
+    fit into its context.
 
     Raises Failed: it refuses the question in any form, or gives no answer.
     """
@@ -55,7 +55,7 @@ async def replies_to(question: Question, model: str, ask: Ask) -> tuple[Answer, 
     except Refused:
         del body["response_format"]
         first = await ask(body)
-    if first.finish_reason != "length" or not (thinks(first.text) or (first.reasoning and not first.text)):
+    if first.finish_reason != "length" or not (first.reasoning or thinks(first.text)):
         return (first,)
     try:
         return first, await ask({**body, "max_tokens": body["max_tokens"] + THINKING_TOKENS})

@@ -137,8 +137,8 @@ def labels_in(reply: str, question: Question) -> dict[int, Label]:
 
 
 def thinks(reply: str) -> bool:
-    """Whether a reply begins with thinking, and doesn't come to its end."""
-    return _THINKS.match(reply) is not None and _THOUGHT.search(reply) is None
+    """Whether a reply has thinking before it, all of it or the end."""
+    return _THINKS.match(reply) is not None or _THOUGHT.search(reply) is not None
 
 
 def _task(part: Sequence[int], *, backwards: bool, whole: bool) -> str:
@@ -223,10 +223,10 @@ _DEEPEST: Final = 8
 
 def _said(reply: str) -> str:
     """Without thinking: of a reply that was cut off in the middle of it nothing is left."""
-    if thinks(reply):
-        return ""
     ends = [found.end() for found in _THOUGHT.finditer(reply)]
-    return reply[ends[-1] :] if ends else reply
+    if ends:
+        return reply[ends[-1] :]
+    return "" if thinks(reply) else reply
 
 
 def _pairs(reply: str) -> Iterator[tuple[int, Label]]:

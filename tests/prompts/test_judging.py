@@ -59,8 +59,16 @@ def test_a_server_that_refuses_the_question_in_any_form_is_not_asked_a_third_tim
     assert len(server.asked) == 2
 
 
-@pytest.mark.parametrize("cut_off", [CUT_OFF, replace(CUT_OFF, text="", reasoning="1 is R, I think")])
-def test_a_judge_whose_thinking_took_all_its_tokens_gets_more(cut_off: Answer) -> None:
+@pytest.mark.parametrize(
+    "cut_off",
+    [
+        CUT_OFF,
+        replace(CUT_OFF, text="", reasoning="1 is R, I think"),
+        replace(CUT_OFF, text='{"spans": [', reasoning="1 is R, I think"),
+        replace(CUT_OFF, text='<think>Hm.</think>{"spans": ['),
+    ],
+)
+def test_a_judge_that_was_cut_off_because_it_thinks_gets_more_tokens(cut_off: Answer) -> None:
     server = Server(cut_off, REPLY)
     assert replies(server) == (cut_off, REPLY)  # both took joules
     first, again = server.asked

@@ -180,7 +180,7 @@ def test_of_a_reply_that_was_cut_off_each_label_is_one_that_it_gave(given_: dict
     assert labels_in(whole[:end], question()).items() <= given_.items()
 
 
-def test_thinking_that_does_not_end_is_known() -> None:
+def test_thinking_is_known() -> None:
     assert thinks("<think>\nWell, 1: R")
-    assert not thinks("<think>\nWell\n</think> 1: R")
+    assert thinks("Well\n</think> 1: R")
     assert not thinks('{"demands": ["what <think> means"]}')
