@@ -117,6 +117,19 @@ async def traffic(endpoint: Endpoint, requests: int) -> None:
         await endpoint.chat({"model": "small", "messages": messages}, ARM)
 
 
+async def receipt(endpoint: Endpoint, deadline_s: float) -> dict[str, Any]:
+    """Of one more answer, once it has an η."""
+    messages = [{"role": "user", "content": "What is known of river 0"}]
+    answer = await endpoint.chat({"model": "small", "messages": messages}, ARM)
+    assert answer.receipt_id is not None
+    while True:
+        energy, _ = await endpoint.settled(answer.receipt_id, deadline_s)
+        if energy is not None and energy.get("eta") is not None:
+            return dict(energy)
+        assert time.monotonic() < deadline_s, energy
+        await asyncio.sleep(0.2)
+
+
 def told(samples: dict[str, float], statistic: str, tier: str) -> float | None:
     of = f'arm="{ARM}"', f'statistic="{statistic}"', f'tier="{tier}"'
     return next(
@@ -148,7 +161,7 @@ def test_audits_of_live_traffic_tell_how_far_eta_is_to_be_trusted(
 
     monkeypatch.setattr(audit_task, "task_of", noted)
 
-    async def main() -> dict[str, float]:
+    async def main() -> tuple[dict[str, float], dict[str, Any]]:
         async with contextlib.AsyncExitStack() as held:
             url = await held.enter_async_context(running(Upstream(served, metered=False)))
             judging = await held.enter_async_context(running(Upstream(judge, metered=False)))
@@ -168,13 +181,13 @@ def test_audits_of_live_traffic_tell_how_far_eta_is_to_be_trusted(
                     await asyncio.sleep(2.0)
                     samples = await asyncio.to_thread(meter.samples)
                     if all(told(samples, "agreement", tier) is not None for tier in ("fast", "deep", "fast_task")):
-                        return samples
+                        return samples, await receipt(user, deadline_s)
                     assert time.monotonic() < deadline_s, {n: v for n, v in samples.items() if "audit" in n and v}
             finally:
                 work.cancel()
                 await asyncio.wait({work})
 
-    samples = asyncio.run(main())
+    samples, energy = asyncio.run(main())
     for tier in ("fast", "deep", "fast_task"):
         agreement, low, high = (told(samples, name, tier) for name in ("agreement", "agreement_low", "agreement_high"))
         assert agreement is not None
@@ -182,6 +195,10 @@ def test_audits_of_live_traffic_tell_how_far_eta_is_to_be_trusted(
         assert high is not None
         assert 0 <= low <= agreement <= high <= 1
         assert tier == "fast_task" or agreement >= TRUSTED, (tier, agreement)
+        if tier == "fast":  # which is what a response's own η is of
+            assert energy["eta"]["reliability"] >= TRUSTED
+            assert len(energy["eta"]["reliability_interval"]) == 2
+            assert energy["eta"]["reliable"] is True
     assert [value for name, value in samples.items() if name.startswith("etameter_eta_reliable{")] == [1.0]
     judged = sum(
         value for name, value in samples.items() if name.startswith("etameter_audits_total{") and "deep" in name
