@@ -21,7 +21,8 @@ LONGEST_CHARACTERS: Final = 60_000
 """Answers longer than this are not judged."""
 _SHOWN: Final = 1_500
 """Characters of one span that are shown, half from each end: what a block of code is for shows in them."""
-_TOKENS_A_SPAN: Final = 24
+_TOKENS_A_SPAN: Final = 32
+"""A reply that is laid out over lines, with a key in each, takes 26 (by SmolLM2's tokenizer)."""
 _TOKENS_OF_DEMANDS: Final = 400
 NOT_ASKED: Final[frozenset[Kind]] = frozenset({"blank", "reasoning"})
 """Kinds that are no part of an answer; reasoning has an η of its own."""

@@ -1,6 +1,7 @@
 """The questions that a judge is asked, and the replies of models that don't keep to the form."""
 
 import json
+import re
 
 import pytest
 from hypothesis import given
@@ -40,6 +41,14 @@ def test_the_body_holds_the_reply_to_its_form() -> None:
     schema = body["response_format"]["json_schema"]["schema"]
     assert schema["properties"]["spans"]["items"]["properties"]["label"]["enum"] == list(LABELS)
     assert json.loads(json.dumps(body)) == body
+
+
+def test_a_reply_that_is_laid_out_over_lines_has_room() -> None:
+    question = case_of("List.", "".join(f"- Item number {i} is here.\n" for i in range(ASKED_AT_ONCE))).questions[0]
+    spans = [{"n": number, "demand": 1, "label": "R"} for number in question.spans]
+    reply = json.dumps({"demands": ["a list of all the items that are here, in order"] * 20, "spans": spans}, indent=4)
+    words_and_marks = re.findall(r"\w+|[^\w\s]|\n *", reply)
+    assert len(words_and_marks) < question.body("m")["max_tokens"]
 
 
 def test_long_answers_are_asked_for_in_parts_and_shown_whole() -> None:
