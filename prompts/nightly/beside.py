@@ -2,13 +2,18 @@
 
 import importlib.util
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any, Final
 
 from etameter.counters import Kind
+from etameter.prompts.report.figure import Cell
+from etameter.prompts.report.markup import Html, join, tag
+from etameter.prompts.report.sections import table
+
+from .wording import number, percent
 
 KWH_J: Final = 3.6e6
 PERIOD_S: Final = 1
@@ -66,6 +71,30 @@ def compared(beside: Beside, energy_j: float | None, seconds: float, kind: Kind,
         "difference": None if not energy_j or not theirs_j else theirs_j / energy_j - 1,
         "why": _why(kind, theirs_j, seconds),
     }
+
+
+def shown(found: Sequence[Mapping[str, Any]], source: str | None) -> Html | None:
+    """What `compared` found, for a page; None where codecarbon was not there."""
+    if not found:
+        return None
+    rows: list[tuple[Cell, ...]] = [
+        (
+            each["stage"],
+            number(each["seconds"]),
+            f"{number(each['counters_j'])} ({source})",
+            ", ".join(f"{part} {number(joules)}" for part, joules in each["codecarbon_j"].items()),
+            "–" if each["difference"] is None else percent(each["difference"]),
+        )
+        for each in found
+    ]
+    columns = (
+        "stage",
+        "seconds",
+        "our counters, J",
+        f"codecarbon {found[0]['version']}, J",
+        "by so much it tells more",
+    )
+    return join(table("The same seconds", columns, rows), *(tag("p", each["why"], class_="note") for each in found))
 
 
 def _why(kind: Kind, theirs_j: float, seconds: float) -> str:

@@ -11,7 +11,9 @@ from etameter.prompts.report.page import document
 from etameter.prompts.report.sections import table
 from etameter.prompts.report.worldly import Spent, worldly
 
+from .beside import shown
 from .foretold import foretold
+from .front import front
 from .metrics import METRICS
 from .night import Night
 from .rows import Figure
@@ -67,6 +69,10 @@ def _sections(
         yield "foretold", "What the documents foretell", made
     if (made := worldly(_spent(night), footprint)) is not None:
         yield "world", "Energy, money and CO2", made
+    if (made := front(night.run.details.get("sweep", ()), night.run.source)) is not None:
+        yield "sweep", "The sweep", made
+    if (made := shown(night.run.details.get("codecarbon", ()), night.run.source)) is not None:
+        yield "codecarbon", "Beside codecarbon", made
     for stage in dict.fromkeys(figure.stage for figure in night.figures):
         yield f"stage-{stage.replace('/', '-')}", stage, _stage(night, stage)
     yield "conditions", "What it was measured on", _conditions(night)

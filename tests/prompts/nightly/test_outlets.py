@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from etameter.errors import NightError
 from etameter.footprint import Footprint
 from etameter.nightly_section import NightlySection
-from etameter.prompts.nightly import outlets, schedule
+from etameter.prompts.nightly import beside, outlets, schedule
 from etameter.prompts.nightly.night import Night
 from etameter.prompts.nightly.page import page
 from etameter.prompts.nightly.verdict import judge
@@ -124,6 +124,30 @@ def test_the_page_says_that_a_simulated_board_was_told_to_take_more() -> None:
     raised = replace(WORSE, run=replace(WORSE.run, details={"sessions": [{"boards": boards}]}))
     assert "1.1 times what the model takes" in page(raised, VERDICT, BEFORE, Footprint())
     assert "times what the model takes" not in page(WORSE, VERDICT, BEFORE, Footprint())
+
+
+def test_the_page_shows_what_a_sweep_found() -> None:
+    points = [
+        {"setting": "sweep-seqs-8", "j_per_token": 3.0, "itl_s": 0.02, "best": True},
+        {"setting": "sweep-cap-300", "j_per_token": 3.5, "itl_s": 0.03, "best": False},
+    ]
+    swept = replace(WORSE, run=replace(WORSE.run, details={"sweep": points}))
+    text = page(swept, VERDICT, BEFORE, Footprint())
+    assert text.count("<svg") == 2
+    assert '<th scope="row">seqs-8</th><td>3</td><td>20</td><td>yes</td><td>simulated</td>' in text
+    assert '<th scope="row">cap-300</th><td>3.5</td><td>30</td><td>no</td><td>simulated</td>' in text
+    assert "The sweep" not in page(WORSE, VERDICT, BEFORE, Footprint())
+
+
+@pytest.mark.parametrize(("theirs_j", "difference"), [(330.0, "+10.0 %"), (0.0, "–")])
+def test_the_page_shows_what_codecarbon_says_and_why_it_differs(theirs_j: float, difference: str) -> None:
+    told = beside.Beside({"cpu": 5.0, "gpu": theirs_j, "ram": 1.0}, "3.0.4")
+    found = beside.compared(told, 300.0, 30.0, "nvml", "batch-1")
+    text = page(replace(WORSE, run=replace(WORSE.run, details={"codecarbon": [found]})), VERDICT, BEFORE, Footprint())
+    gpu = f"{theirs_j:g}"
+    assert f"<td>300 (simulated)</td><td>cpu 5, gpu {gpu}, ram 1</td><td>{difference}</td>" in text
+    assert found["why"].replace("'", "&#x27;") in text
+    assert "codecarbon" not in page(WORSE, VERDICT, BEFORE, Footprint())
 
 
 class _Receiver(http.server.BaseHTTPRequestHandler):
