@@ -20,7 +20,7 @@ from etameter.export.live import Running, key_of, seconds
 from etameter.gpu import Gpu, Settled
 from etameter.ledger import RequestRow, RequestValues, Resume, RunningValues, request_row, row_values
 from etameter.ranks import READ_MARGIN_NS, Owed, Rank, elsewhere, share_out
-from etameter.records import Balance, Conditions, Finding, Source, weakest
+from etameter.records import Balance, Conditions, Finding, Source, transfer_of, weakest
 from etameter.requests import NEVER_NS, UNKNOWN_NS
 from etameter.roofline import shape_of
 from etameter.serving.ring import Record, RingHeader
@@ -296,6 +296,14 @@ class Accounts:
             return rows
         source = weakest(frozenset({self.source, "estimated"}))
         return [replace(row, energy=replace(row.energy, method=FORESEEN_METHOD, source=source)) for row in rows]
+
+    def prefilled(self, transfer: str) -> set[str]:
+        """Receipts of the open requests that prefill a prompt for this transfer."""
+        if self._assembler is None:
+            return set()
+        table, slots = self._assembler.requests.table, self._assembler.requests.slots
+        ids = zip(table["request_id"][slots].tolist(), table["receipt_id"][slots].tolist(), strict=True)
+        return {receipt_id for request_id, receipt_id in ids if transfer_of(request_id) == ("p", transfer)}
 
     def _foresee(self) -> dict[str, Shares]:
         """What all requests are expected to be charged for the steps that are not settled yet, by GPU: the same for all who ask before more is known."""

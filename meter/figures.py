@@ -23,7 +23,7 @@ from etameter.export.socket import Answer
 from etameter.footprint import Footprint
 from etameter.host import HostMeter
 from etameter.ledger import Ledger, RequestRow
-from etameter.records import prefill_receipt_id_of
+from etameter.records import prefill_receipt_id_of, transfer_of
 from etameter.writing import Writing
 
 
@@ -83,9 +83,19 @@ class Figures:
             eta["eta_deep"] = eta_fields(of, by_time(of, deep), self._audits.reliability(*group, "deep"))["eta"]
         waste = waste_fields(of, self._claims.of(receipt_id) or self._ledger.waste(receipt_id))
         footprint = footprint_fields(of, self._footprint)
-        prefill_id = prefill_receipt_id_of(of[0].record.request_id)
+        prefill_id = self._prefill_of(of[0].record.request_id)
         transfer = transfer_fields(of, prefill_id, [] if prefill_id is None else self._rows(prefill_id))
         return energy_object(of, self._kind) | transfer | footprint | self._host.of(receipt_id) | eta | waste, None
+
+    def _prefill_of(self, request_id: str) -> str | None:
+        """The receipt of the request that prefilled this one's prompt on another engine. A transfer that several say that they prefilled for tells of none."""
+        transfer = transfer_of(request_id)
+        if transfer is None or transfer[0] == "p":
+            return prefill_receipt_id_of(request_id)
+        found = self._ledger.prefilled(transfer[1])
+        for engine in self._engines:
+            found |= engine.accounts.prefilled(transfer[1])
+        return found.pop() if len(found) == 1 else None
 
     def _rows(self, receipt_id: str) -> list[RequestRow]:
         """The requests behind a receipt, the latest that is known of each."""

@@ -49,7 +49,19 @@ CREATE TABLE balances (
 ) STRICT;
 CREATE TABLE resume (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 """
-_SCHEMAS = (_SCHEMA, readings.SCHEMA, readings.UPGRADE, readings.AUDITS, archived.SCHEMA, spent.SCHEMA, kept.SCHEMA)
+_TRANSFERS = """
+CREATE INDEX requests_by_transfer ON requests (substr(request_id, -41, 33)) WHERE substr(request_id, -41, 1) = 'p';
+"""
+"""Version 7 finds requests that prefilled for another engine by the transfer that their ids name; see `records.transfer_of`."""
+_SCHEMAS = (
+    _SCHEMA,
+    readings.SCHEMA,
+    readings.UPGRADE,
+    readings.AUDITS,
+    archived.SCHEMA,
+    spent.SCHEMA,
+    kept.SCHEMA + _TRANSFERS,
+)
 """What makes each version of the one before."""
 QUIET_ROW_NS = 60_000_000_000
 """Intervals without requests become one row of at most this length."""
@@ -71,6 +83,10 @@ _INSERT_REQUEST = (
 )
 _SELECT_ALL = "SELECT * FROM requests ORDER BY arrival_ns"
 _SELECT_OPEN = "SELECT * FROM requests WHERE settled = 0 AND boot_id = ? AND engine = ? ORDER BY arrival_ns"
+_SELECT_PREFILLED = """
+SELECT DISTINCT receipt_id FROM requests
+WHERE substr(request_id, -41, 33) = 'p' || ? AND substr(request_id, -41, 1) = 'p' AND receipt_id IS NOT NULL
+"""
 _SELECT_RECEIPT = "SELECT * FROM requests WHERE receipt_id = ? ORDER BY arrival_ns"
 
 
@@ -302,6 +318,10 @@ class Ledger:
     def receipt(self, receipt_id: str) -> list[RequestRow]:
         """The engine requests behind one response: several where it had several prompts."""
         return self._select(_SELECT_RECEIPT, (receipt_id,))
+
+    def prefilled(self, transfer: str) -> set[str]:
+        """Receipts of the requests that prefilled a prompt for this transfer."""
+        return {receipt_id for (receipt_id,) in self._db.execute(_SELECT_PREFILLED, (transfer,))}
 
     def requests(self) -> list[RequestRow]:
         """Every request, oldest first."""

@@ -28,7 +28,7 @@ from etameter.devices import Device
 from etameter.errors import EtameterError
 from etameter.ledger import RequestRow, Resume, resume_text
 from etameter.recorded_rows import RecordedRows
-from etameter.records import SENSED_AS, Conditions, Finding, prefill_receipt_id_of, receipt_id_of
+from etameter.records import SENSED_AS, Conditions, Finding, prefill_receipt_id_of, receipt_id_of, transfer_of
 from etameter.serving.ring import (
     Dispatch,
     Done,
@@ -43,10 +43,8 @@ VERSION = 1
 
 MANIFEST, EVENTS = "manifest.json", "events.jsonl"
 _SIBLING = re.compile(r"^\d+_")
-_RECEIPT_DIGITS, _OWN_DIGITS = (
-    32,
-    8,
-)  # an engine's id ends in "-<receipt id><that of its prefill, if any><8 hex digits>"
+_OWN_DIGITS = 8
+"""An engine's id ends in them, after a dash, the receipt's id, and what names its other half on another engine, if any does."""
 
 
 def receipt_name(receipt_id: str) -> str:
@@ -197,10 +195,11 @@ class _Names:
         receipt_id = receipt_id_of(request_id)
         if receipt_id is None:
             return self._hash(request_id)
-        prefill_id = prefill_receipt_id_of(request_id)
-        receipts = [receipt_id] if prefill_id is None else [receipt_id, prefill_id]
-        head = request_id[: -(1 + _RECEIPT_DIGITS * len(receipts) + _OWN_DIGITS)]
-        return f"{self._hash(head)}-{''.join(map(receipt_name, receipts))}{request_id[-_OWN_DIGITS:]}"
+        prefill_id, transfer = prefill_receipt_id_of(request_id), transfer_of(request_id)
+        part, other = transfer or ("", prefill_id)
+        named = receipt_name(receipt_id) + ("" if other is None else part + receipt_name(other))
+        head = request_id[: -(1 + len(named) + _OWN_DIGITS)]
+        return f"{self._hash(head)}-{named}{request_id[-_OWN_DIGITS:]}"
 
     def row(self, row: RequestRow) -> list[object]:
         record = row.record

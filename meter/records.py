@@ -163,7 +163,10 @@ class Balance:
         return self.measured_j - spent_j - sum(self.unattributed_j_by_cause.values())
 
 
-_RECEIPT_SUFFIX = re.compile(r"-([0-9a-f]{32})([0-9a-f]{32})?[0-9a-f]{8}$")
+Part = Literal["p", "d"]
+"""That of a request which prefills a prompt for another engine, and of the one that decodes there."""
+
+_RECEIPT_SUFFIX = re.compile(r"-([0-9a-f]{32})(?:([pd]?)([0-9a-f]{32}))?[0-9a-f]{8}$")
 
 
 def receipt_id_of(engine_request_id: str) -> str | None:
@@ -179,4 +182,12 @@ def receipt_id_of(engine_request_id: str) -> str | None:
 def prefill_receipt_id_of(engine_request_id: str) -> str | None:
     """The receipt id of the request in which another engine has prefilled this one's prompt; None where none has."""
     match = _RECEIPT_SUFFIX.search(engine_request_id)
-    return match.group(2) if match else None
+    return match.group(3) if match and not match.group(2) else None
+
+
+def transfer_of(engine_request_id: str) -> tuple[Part, str] | None:
+    """Which part a request has in a transfer that both of its engines know by one name, and a hash of that name; None where there is none."""
+    match = _RECEIPT_SUFFIX.search(engine_request_id)
+    if match is None or not match.group(2):
+        return None
+    return ("p" if match.group(2) == "p" else "d"), match.group(3)

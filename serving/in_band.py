@@ -3,13 +3,14 @@
 Ids that clients see, or choose, stay as they are and decide nothing.
 """
 
+import hashlib
 import logging
 import re
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from typing import Any
 
-from etameter.records import receipt_id_of
+from etameter.records import Part, receipt_id_of
 
 logger = logging.getLogger("vllm.etameter")
 
@@ -28,7 +29,8 @@ class _Probe:
 def put_receipts_in_band() -> bool:
     """Let vLLM insert the receipt id in the engine ids it makes: ``<id>-<8 hex>`` becomes ``<id>-<receipt id><8 hex>``.
 
-    Where another engine has prefilled the prompt, that request's receipt id follows: ``<id>-<receipt id><its receipt id><8 hex>``.
+    Where another engine has prefilled the prompt, that request's receipt id follows: ``<id>-<receipt id><its receipt id><8 hex>``. Where both engines know
+    a name of the transfer instead, a letter for the part that the request has in it and a hash of the name do: ``<id>-<receipt id>p<32 hex><8 hex>``.
 
     False, with one warning, where this vLLM does not make its ids like that.
     """
@@ -58,19 +60,27 @@ def _with_receipt(assign: Callable[[Any], None]) -> Callable[[Any], None]:
         assign(request)
         receipt = receipt_id.get()
         if receipt is not None:
-            prefilled = _prefill_receipt_of(request) or ""
-            request.request_id = f"{request.request_id[:-8]}{receipt}{prefilled}{request.request_id[-8:]}"
+            request.request_id = f"{request.request_id[:-8]}{receipt}{_other_half(request)}{request.request_id[-8:]}"
 
     return assign_request_id
 
 
-def _prefill_receipt_of(request: Any) -> str | None:
-    """The receipt id of the request that another engine has prefilled for this one, where their connector names it by that engine's id, as NIXL's does."""
+def _other_half(request: Any) -> str:
+    """What tells the request that another engine has prefilled for this one, or will decode: its receipt id where the connector names it by that engine's
+    id, as NIXL's does, or the transfer where the router names that, as for Mooncake's. Empty where there is none.
+    """
     extra = getattr(getattr(request, "sampling_params", None), "extra_args", None) or {}
     transfer = extra.get("kv_transfer_params") or {}
-    if not isinstance(transfer, Mapping) or not transfer.get("do_remote_prefill"):
-        return None
-    return receipt_id_of(str(transfer.get("remote_request_id")))
+    if not isinstance(transfer, Mapping):
+        return ""
+    decodes, name = bool(transfer.get("do_remote_prefill")), transfer.get("transfer_id")
+    prefilled = receipt_id_of(str(transfer.get("remote_request_id"))) if decodes else None
+    if prefilled is not None:
+        return prefilled
+    if not isinstance(name, str) or not name or not (decodes or transfer.get("do_remote_decode")):
+        return ""
+    part: Part = "d" if decodes else "p"
+    return part + hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:32]
 
 
 def _assigns_as_expected(assign: Callable[[Any], None]) -> bool:

@@ -1,5 +1,6 @@
 """One request on two engines: what prefilled its prompt and what decoded it, in a whole meter and after its restart."""
 
+import json
 import time
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -17,11 +18,13 @@ pytestmark = pytest.mark.unit
 PREFILLED, DECODED, ELSEWHERE = "1" * 32, "2" * 32, "3" * 32
 
 
-def prefill(ring: RingWriter, steps: int = 5) -> None:
+def prefill(
+    ring: RingWriter, engine_id: str = f"cmpl-1-{PREFILLED}00000000", first_step: int = 0, steps: int = 5
+) -> None:
     """A prompt of 50 tokens, of which comes one token."""
-    number = ring.open_request(f"cmpl-1-{PREFILLED}00000000", 50, time.monotonic_ns())
-    for step in range(steps):
-        row: Row = (number, 10, 0, 0, 0, 0, 0, 10 * step, 0)
+    number = ring.open_request(engine_id, 50, time.monotonic_ns())
+    for step in range(first_step, first_step + steps):
+        row: Row = (number, 10, 0, 0, 0, 0, 0, 10 * (step - first_step), 0)
         ring.dispatch(step, time.monotonic_ns(), [row])
         time.sleep(0.02)
         ring.done(step, time.monotonic_ns())
@@ -66,3 +69,29 @@ def test_a_receipt_has_both_engines_shares_and_their_sum(tmp_path: Path) -> None
     with closing(Ledger(tmp_path / "ledger.db", read_only=True)) as ledger:
         (row,) = ledger.receipt(DECODED)
         assert prefill_receipt_id_of(row.record.request_id) == PREFILLED
+
+
+def test_engines_that_name_the_transfer_alone_are_joined_by_it_unless_two_do(tmp_path: Path) -> None:
+    key, other, twice = "a" * 32, "b" * 32, "5" * 32
+    with ExitStack() as stack:
+        board = stack.enter_context(lit_board(tmp_path, gpus=2))
+        rings = []
+        for place, name in enumerate(("other", "ring")):
+            path = tmp_path / name
+            ring = RingWriter(path, engine=name, model="m", dtype="bfloat16", gpu_uuids=[board.uuid(place)])
+            rings.append(stack.enter_context(closing(ring)))
+        with running(tmp_path, board.environment(), "--ring", str(tmp_path / "other")) as meter:
+            until(lambda: all(each["engine"] for each in json.loads(meter.get("/health")[1])["engines"]))
+            prefill(rings[0], f"cmpl-1-{PREFILLED}p{key}00000000")
+            serve_one(rings[1], 10, f"cmpl-2-{DECODED}d{key}00000000")
+            serve_one(rings[1], 10, f"cmpl-3-{ELSEWHERE}d{other}00000000", first_step=10)
+            until(lambda: all(settled(meter, receipt) for receipt in (PREFILLED, DECODED, ELSEWHERE)))
+            first, told, both = meter.energy(PREFILLED), meter.energy(DECODED), both_of(meter)
+            assert told["prefill_receipt_id"] == PREFILLED
+            assert both["energy_joules"] == pytest.approx(first["energy_joules"] + told["energy_joules"])
+            assert "disaggregated" not in first
+            assert "disaggregated" not in meter.energy(ELSEWHERE), "nobody here has prefilled for it"
+            prefill(rings[0], f"cmpl-4-{twice}p{key}00000000", first_step=5)
+            until(lambda: settled(meter, twice))
+            assert "disaggregated" not in meter.energy(DECODED)
+            assert_sound(meter)

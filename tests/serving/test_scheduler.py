@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import hashlib
 import itertools
 import logging
 from collections.abc import Iterator
@@ -369,6 +370,7 @@ def test_the_receipt_goes_into_the_ids_of_this_vllm(monkeypatch: pytest.MonkeyPa
     [
         ({"do_remote_prefill": True, "remote_request_id": f"cmpl-2-{'e' * 32}00000000"}, "e" * 32),
         ({"do_remote_prefill": True, "remote_request_id": f"cmpl-2-{'e' * 32}{'d' * 32}00000000"}, "e" * 32),
+        ({"do_remote_prefill": True, "remote_request_id": f"cmpl-2-{'e' * 32}00000000", "transfer_id": "x"}, "e" * 32),
         ({"do_remote_prefill": True, "remote_request_id": "cmpl-2-00000000"}, None),
         ({"do_remote_decode": True, "remote_request_id": f"cmpl-2-{'e' * 32}00000000"}, None),
         ({"do_remote_prefill": True}, None),
@@ -394,3 +396,36 @@ def test_who_has_prefilled_a_prompt_goes_into_the_id_too(
     in_band.receipt_id.reset(token)
     assert receipt_id_of(request.request_id) == "0123456789abcdef" * 2
     assert prefill_receipt_id_of(request.request_id) == prefilled, "whatever the client's own id looks like"
+
+
+@pytest.mark.parametrize(
+    ("transfer", "part"),
+    [
+        ({"do_remote_decode": True, "do_remote_prefill": False, "transfer_id": "xfer-7"}, "p"),
+        ({"do_remote_decode": False, "do_remote_prefill": True, "transfer_id": "xfer-7"}, "d"),
+        ({"do_remote_prefill": True, "remote_request_id": "cmpl-2-00000000", "transfer_id": "xfer-7"}, "d"),
+        ({"transfer_id": "xfer-7"}, None),
+        ({"do_remote_decode": True, "transfer_id": ""}, None),
+        ({"do_remote_decode": True, "transfer_id": 7}, None),
+    ],
+)
+def test_a_transfer_that_both_engines_name_goes_into_both_ids(
+    monkeypatch: pytest.MonkeyPatch, transfer: dict[str, object], part: str | None
+) -> None:
+    from vllm import SamplingParams
+    from vllm.v1.engine.input_processor import InputProcessor
+
+    from etameter.records import prefill_receipt_id_of, receipt_id_of, transfer_of
+    from etameter.serving import in_band
+
+    monkeypatch.setattr(InputProcessor, "assign_request_id", InputProcessor.__dict__["assign_request_id"])
+    assert in_band.put_receipts_in_band()
+    params = SamplingParams(extra_args={"kv_transfer_params": transfer})
+    request = SimpleNamespace(request_id=f"cmpl-p{'a' * 32}", external_req_id=None, sampling_params=params)
+    token = in_band.receipt_id.set("0123456789abcdef" * 2)
+    InputProcessor.assign_request_id(request)
+    in_band.receipt_id.reset(token)
+    assert receipt_id_of(request.request_id) == "0123456789abcdef" * 2
+    assert prefill_receipt_id_of(request.request_id) is None
+    key = hashlib.sha256(b"xfer-7").hexdigest()[:32]
+    assert transfer_of(request.request_id) == (None if part is None else (part, key)), "the same on both sides"
