@@ -159,7 +159,7 @@ def attribute(
     bubble_s = float(bubbles_s.sum())
     start_up_s = max(0, engine_started_ns - start_ns) * 1e-9
     duration_s = (end_ns - start_ns) * 1e-9
-    busy_s = float(features[:, 0] @ part)
+    busy_s = float((features[:, 0] * part).sum())
     passes_s = length_ns(passes) * 1e-9
     idle_s = max(duration_s - busy_s - bubble_s - start_up_s - passes_s, 0.0)
     power_variance = float(costs.covariance[0, 0]) + (costs.step_noise * power_w) ** 2
