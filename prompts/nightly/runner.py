@@ -221,15 +221,13 @@ class Runner:
 
     async def _setting(self, stint: Stint, setting: Setting) -> None:
         """A stage of a sweep; where the boards can't be set so, its figures say why they are not known."""
-        held = self.limits(setting)
-        try:
-            await asyncio.to_thread(held.__enter__)
-        except CounterError as error:
-            self.journal.begin(stint.name)
-            self._end(stint.name, (), external.nothing(stint.name, str(error), self.joules.source))
-            return
-        with ExitStack() as undo:
-            undo.push(held)
+        with ExitStack() as held:
+            try:
+                held.enter_context(self.limits(setting))  # not in a thread, which would set limits after an interrupt
+            except CounterError as error:
+                self.journal.begin(stint.name)
+                self._end(stint.name, (), external.nothing(stint.name, str(error), self.joules.source))
+                return
             await self._load(stint)
 
     async def _external(self, stint: Stint) -> None:

@@ -27,6 +27,7 @@ from etameter.prompts.nightly import (
     beside,
     command,
     conditions,
+    guard,
     journal,
     keeping,
     load,
@@ -347,6 +348,33 @@ def test_an_interrupt_ends_recorded_and_silently(
     run = the_night().run
     assert (run.status, run.exit_code, run.reason) == ("incomplete", 130, "it was interrupted")
     assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
+
+
+def test_an_interrupt_while_a_sweep_sets_limits_leaves_none(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are set back before the night says how it ended."""
+    for name, value in board.environment().items():
+        monkeypatch.setenv(name, value)
+    limited, close = guard.limited, keeping.close
+    left: list[int] = []
+
+    @contextmanager
+    def interrupted(*wanted: Any) -> Iterator[None]:
+        with limited(*wanted):
+            os.kill(os.getpid(), signal.SIGINT)
+            left.append(board.gpus[0].power_limit_mw)
+            yield
+
+    def closing(*told: Any) -> Night:
+        left.append(board.gpus[0].power_limit_mw)
+        return close(*told)
+
+    monkeypatch.setattr(command, "limited", interrupted)
+    monkeypatch.setattr(keeping, "close", closing)
+    keys = {**QUICK, "batches": [1], "sweep_max_num_seqs": [], "sweep_power_w": [300.0], "sweep_clock_mhz": []}
+    with served() as url:
+        assert nightly(bench.configured(Path(), url, **keys), "--sweep") == 130
+    assert left == [300_000, 700_000]
+    assert the_night().run.status == "incomplete"
 
 
 def test_two_nights_do_not_measure_the_same_gpu(board: Board, capsys: pytest.CaptureFixture[str]) -> None:
