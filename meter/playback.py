@@ -30,7 +30,7 @@ from etameter.serving.ring import Dispatch, Done, Finish, Introduction, Lost, Re
 OF_DEMO = Path(__file__).parent / "recordings" / "demo.zip"
 """Of the demo, on a simulated board: to be replayed where there is no GPU and no server."""
 SAME = 1e-9
-"""Figures that differ by less than this, relatively, differ by the rounding of another machine's linear algebra."""
+"""Figures that differ by less than this, relatively, differ by the rounding of another machine or version."""
 
 _STREAMED: Mapping[str, Callable[..., Record]] = {"done": Done, "finish": Finish, "lost": Lost}
 
@@ -157,7 +157,7 @@ def _verdict(found: Replay) -> str:
         return f"all {found.outcomes} outcomes are the recorded ones, bit for bit"
     some = f"{found.differing} of {found.outcomes} outcomes differ from the recorded ones"
     if found.worst <= SAME:
-        return f"{some}, by {found.worst:.1e} at most: another machine's rounding"
+        return f"{some}, by {found.worst:.1e} at most: the rounding of another machine or version"
     by = f"by {found.worst:.2%} at most" if math.isfinite(found.worst) else "in more than figures"
     return f"{some}, {by}: this is another method, or a bug"
 
