@@ -26,6 +26,7 @@ ANSWER_LIMIT_BYTES = 1 << 20
 
 _quoted = json.encoder.encode_basestring_ascii
 """A text as JSON has it."""
+_parsed = json.JSONDecoder().decode
 
 METER_AWAY = "meter_away"
 METER_LATE = "meter_late"
@@ -57,6 +58,7 @@ class MeterLink:
         self._open: dict[str, tuple[str, Iterable[str] | None]] = {}
         """Receipt id → arm, and on which budgets it draws; None where there are none."""
         self._waiting: dict[tuple[str, str], list[asyncio.Future[Answer]]] = {}
+        """Of what was asked: forgotten when the meter answers, late or not, or is away."""
 
     def start(self) -> None:
         """Connect, and reconnect for as long as the event loop runs. Has no effect when already started."""
@@ -118,17 +120,8 @@ class MeterLink:
         elif not self._write(line):
             future.set_result(Answer(None, METER_LATE))
         else:
-            key = kind, receipt_id
-            self._waiting.setdefault(key, []).append(future)
-            future.add_done_callback(lambda _: self._answered(key, future))
+            self._waiting.setdefault((kind, receipt_id), []).append(future)
         return future
-
-    def _answered(self, key: tuple[str, str], future: asyncio.Future[Answer]) -> None:
-        """Nobody waits for this one any more."""
-        asked = self._waiting[key]
-        asked.remove(future)
-        if not asked:
-            del self._waiting[key]
 
     def _write(self, line: str) -> bool:
         writer = self._writer
@@ -176,12 +169,13 @@ class MeterLink:
                 writer.abort()
                 for future in [each for asked in self._waiting.values() for each in asked]:
                     _resolve(future, Answer(None, METER_AWAY))
+                self._waiting.clear()
             await asyncio.sleep(backoff_s)
 
     def _take(self, line: bytes) -> None:
         """An answer. Raises ValueError for what is none."""
         try:
-            message = json.loads(line)
+            message = _parsed(line.decode())
         except RecursionError:
             message = None
         if not isinstance(message, dict) or not isinstance(message.get("energy"), dict | None):
@@ -190,7 +184,7 @@ class MeterLink:
             self._standings = _standings(message.get("told"))
             self._standings_s = time.monotonic()
             return
-        for future in self._waiting.get((str(message.get("type")), str(message.get("receipt_id"))), ()):
+        for future in self._waiting.pop((str(message.get("type")), str(message.get("receipt_id"))), ()):
             _resolve(future, Answer(message.get("energy"), message.get("reason")))
 
 
