@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -36,14 +37,21 @@ TOKEN_S = 0.020
 PREFILL_S = 0.030
 END = b"\r\n0\r\n\r\n"
 PROXY = "etameter proxy"
-PEERS = {"Starlette + httpx": ("httpx", "relay"), "joules proxy": ("joules", "joules")}
+PEERS = {
+    "bytes alone": ("asyncio", "bytes"),
+    "Starlette + httpx": ("httpx", "relay"),
+    "joules proxy": ("joules", "joules"),
+}
+"""What else passes answers on, by the module that it takes. The first knows nothing of HTTP: the least that a process between two others can be."""
 MIDDLEWARES = {
     "trivial": None,
     "trivial, wrapped": "trivial",
+    "trivial, asking": "trivial",
     "trivial, metered": "trivial",
     "answering, metered": "answering",
 }
-"""Applications, and what they are compared with. What is wrapped has a middleware that only hands on: the least that there can be."""
+"""Applications, and what they are compared with. What is wrapped has a middleware that only hands on: the least that there can be. One that asks is
+the least that waits for a figure."""
 GOALS = {
     f"{PROXY}, throughput to direct": 0.6,
     f"{PROXY}, added to the first token, ms": 1.0,
@@ -119,6 +127,74 @@ def wrapped(application: Any) -> Any:
     return around
 
 
+def asking(application: Any) -> Any:
+    """The least that can put a figure in a stream: it hands on but for the last event, before which it asks the meter. It knows nothing of the request."""
+    from etameter.config import socket_path
+
+    waiting: deque[asyncio.Future[bytes]] = deque()
+    lines: list[asyncio.WriteTransport] = []
+
+    class Answers(asyncio.Protocol):
+        def data_received(self, data: bytes) -> None:
+            for answer in data.splitlines():
+                waiting.popleft().set_result(answer)
+
+    async def around(scope: Any, receive: Any, send: Any) -> None:
+        loop = asyncio.get_running_loop()
+        if not lines:
+            lines.append((await loop.create_unix_connection(Answers, str(socket_path())))[0])
+
+        async def put_in(message: Any) -> None:
+            waiting.append(loop.create_future())
+            answer = waiting[-1]
+            lines[0].write(b'{"type":"ask","receipt_id":"x"}\n')
+            await send({**message, "body": await answer + message["body"]})
+
+        def hand_on(message: Any) -> Any:
+            return put_in(message) if message.get("body") == PARTS[-1] else send(message)
+
+        await application(scope, receive, hand_on)
+
+    return around
+
+
+async def pass_bytes(port: int, upstream: str) -> None:
+    """What comes on a connection goes out on one of its own, both ways."""
+    host, _, upstream_port = upstream.rpartition("/")[2].partition(":")
+    loop = asyncio.get_running_loop()
+
+    class End(asyncio.Protocol):
+        transport: asyncio.Transport
+
+        def __init__(self, other: "End | None" = None) -> None:
+            self.other = other
+            self.early = b""
+            """What came before there was another end."""
+
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            assert isinstance(transport, asyncio.Transport)
+            self.transport = transport
+            if self.other is None:
+                self.connecting = loop.create_task(self.connect())
+
+        async def connect(self) -> None:
+            _, self.other = await loop.create_connection(lambda: End(self), host, int(upstream_port))
+            self.other.transport.write(self.early)
+
+        def data_received(self, data: bytes) -> None:
+            if self.other is None:
+                self.early += data
+            else:
+                self.other.transport.write(data)
+
+        def connection_lost(self, _failure: Exception | None) -> None:
+            if self.other is not None:
+                self.other.transport.close()
+
+    server = await loop.create_server(End, "127.0.0.1", port)
+    await server.serve_forever()
+
+
 def metered(application: Any) -> Any:
     from etameter.serving.middleware import EnergyMiddleware
 
@@ -133,6 +209,8 @@ def run_role(role: str, port: int, upstream: str) -> None:
         from etameter.config import socket_path
 
         be_silent_meter(socket_path())
+    if role == "bytes":
+        asyncio.run(pass_bytes(port, upstream))
     if role == "joules":
         from joules.proxy import ProxyServer
 
@@ -146,6 +224,7 @@ def run_role(role: str, port: int, upstream: str) -> None:
         "relay": lambda: relay(upstream),
         "trivial": lambda: trivial_application,
         "trivial, wrapped": lambda: wrapped(trivial_application),
+        "trivial, asking": lambda: asking(trivial_application),
         "trivial, metered": lambda: metered(trivial_application),
     }
     application = applications[role]()
