@@ -26,7 +26,7 @@ def sentence(change: Change) -> str:
     if change.word == "unknown" or change.change is None or change.low is None or change.high is None:
         return f"{change.series}: not known, {change.reason}."
     ends = f"{percent(change.low)} to {percent(change.high)}"
-    before = f"{_nights(change.nights_before)} before"
+    before = "night before" if change.nights_before == 1 else f"{_nights(change.nights_before)} before"
     if change.word == "same":
         return f"{change.series}: the same as in the {before}, within {100 * SAME_WITHIN:g} % ({ends})."
     if change.word == "unclear":
@@ -75,8 +75,8 @@ def _compared(verdict: Verdict) -> Iterator[str]:
     moved = [change for change in headline if change.word in ("worse", "better")]
     told = [*moved, *lost] or headline
     yield from (sentence(change) for change in told[:_SAID])
-    if len(told) > _SAID:
-        yield f"{len(told) - _SAID} more of the headline stand in the table."
+    if (more := len(told) - _SAID) > 0:
+        yield f"{more} more of the headline {'stands' if more == 1 else 'stand'} in the table."
     if verdict.changed_too:
         when = "In the same night" if moved[0].nights_since <= 2 else "About then"
         yield f"{when}: {'; '.join(str(each) for each in verdict.changed_too)}."

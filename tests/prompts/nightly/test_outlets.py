@@ -58,10 +58,24 @@ def test_sentences_say_what_how_much_and_since_when() -> None:
         ),
         (BEFORE, night(4, 3.0), "Same: energy for the same work lies within 5 %"),
         (BEFORE, night(4, None), "batch-8 j_per_token: not known"),
+        (BEFORE[:1], night(2, 3.0), "the same as in the night before, within 5 %"),
     ],
 )
 def test_each_verdict_has_its_words(before: list[Night], tonight: Night, expected: str) -> None:
     assert expected in " ".join(sentences(tonight.run, judge(before, tonight)))
+
+
+@pytest.mark.parametrize(
+    ("series", "said"), [(6, "1 more of the headline stands"), (7, "2 more of the headline stand ")]
+)
+def test_of_many_series_some_are_told(series: int, said: str) -> None:
+    before, tonight = (
+        Night(
+            run(run_id=f"2026110{day}T020000Z-0a1b2c3d"), (), tuple(figure(stage=f"batch-{n}") for n in range(series))
+        )
+        for day in (1, 2)
+    )
+    assert said in " ".join(sentences(tonight.run, judge([before], tonight)))
 
 
 def test_markdown_is_marked_and_escaped() -> None:
