@@ -234,7 +234,7 @@ def _audits() -> list[Any]:
             "Slope: 1 where a difference means what it says.",
             tuple(
                 (
-                    statistic.replace("_", ", "),
+                    statistic.removeprefix("agreement_"),
                     "short",
                     now(f'etameter_eta_reliability{{statistic="{statistic}", {OF}}}'),
                 )

@@ -172,17 +172,38 @@ def side_by_side() -> dict[str, Any]:
                 span=8,
             ),
             rows(
-                "η by judges",
+                "η by judges, and how far to trust it",
                 "Of the answers that a judge has read, the latest 512 of each arm at most: strict and lenient η by token, and the half-widths of "
-                "their 95 % intervals by the sampling alone.",
-                tuple(
-                    (
-                        name,
-                        "percentunit",
-                        now(f'max by (model_name, arm) ({gauge}{{method="deep", view="{view}", {OF}}})'),
-                    )
-                    for view in ("strict", "lenient")
-                    for name, gauge in ((view, "etameter_eta_ratio"), (f"{view} ±", "etameter_eta_half_width_ratio"))
+                "their 95 % intervals by the sampling alone. Then how far to trust them: the squared correlation of judges with tasks whose answer is known, "
+                "and that of the bound on η with judges, with 95 % intervals. Where either is under ½, a difference of η may be none.",
+                (
+                    *(
+                        (
+                            name,
+                            "percentunit",
+                            now(f'max by (model_name, arm) ({gauge}{{method="deep", view="{view}", {OF}}})'),
+                        )
+                        for view in ("strict", "lenient")
+                        for name, gauge in (
+                            (view, "etameter_eta_ratio"),
+                            (f"{view} ±", "etameter_eta_half_width_ratio"),
+                        )
+                    ),
+                    *(
+                        (
+                            f"{what}: {name}",
+                            "short",
+                            now(
+                                f'max by (model_name, arm) (etameter_eta_reliability{{tier="{tier}", statistic="{statistic}", {OF}}})'
+                            ),
+                        )
+                        for tier, what in (("deep", "judges"), ("fast", "bound"))
+                        for statistic, name in (
+                            ("agreement", "ρ²"),
+                            ("agreement_low", "low"),
+                            ("agreement_high", "high"),
+                        )
+                    ),
                 ),
                 by=("model_name", "arm"),
                 span=24,
