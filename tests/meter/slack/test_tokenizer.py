@@ -9,7 +9,6 @@ import pytest
 from etameter.slack.tokenizer import LIMIT_BYTES, Tokenizer, file_of, tokenizer_of
 from tests.serving.fake_meter import until
 
-
 pytestmark = pytest.mark.unit
 
 
