@@ -65,9 +65,12 @@ def balances(directory: Path, gpu_uuid: str) -> list[tuple[int, int, float, dict
     return [(start_ns, end_ns, measured_j, json.loads(causes)) for start_ns, end_ns, measured_j, causes in rows]
 
 
-def mean_w(directory: Path, gpu_uuid: str) -> float:
+def took(directory: Path, gpu_uuid: str, power_w: float) -> bool:
+    """Whether its balance has that power for as long as it goes. Where it begins and ends moves with the lag that is learned meanwhile."""
     rows = balances(directory, gpu_uuid)
-    return sum(measured_j for _, _, measured_j, _ in rows) / ((rows[-1][1] - rows[0][0]) * 1e-9)
+    seconds = (rows[-1][1] - rows[0][0]) * 1e-9
+    measured_j = sum(measured_j for _, _, measured_j, _ in rows)
+    return abs(measured_j - power_w * seconds) < power_w * (0.1 * seconds + 0.5)
 
 
 def test_requests_pay_on_every_machine_and_each_balances(tmp_path: Path) -> None:
@@ -79,7 +82,7 @@ def test_requests_pay_on_every_machine_and_each_balances(tmp_path: Path) -> None
         assert {"readings_missing", "stale"}.isdisjoint(meter.totals().unattributed_j_by_cause)
         assert_sound(meter)
         for uuid, power_w in ((board.uuid(), OWN_W), *((node.uuid, node.power_w) for node in nodes)):
-            assert mean_w(tmp_path, uuid) == pytest.approx(power_w, rel=0.1), "its own joules, by the clock here"
+            assert took(tmp_path, uuid, power_w), "its own joules, by the clock here"
         samples = meter.samples()
         errors_s = [value for name, value in samples.items() if name.startswith("etameter_node_clock_error_seconds")]
         assert len(errors_s) == 2
@@ -150,7 +153,7 @@ def test_a_partition_leaves_the_joules_of_the_gap_unattributed_and_heals(tmp_pat
         until(lambda: balances(tmp_path, node.uuid)[-1][1] > healed_ns + 10**9)
         gap_j = node.power_w * (healed_ns - cut_ns) * 1e-9
         assert unassigned_j(meter, "readings_missing", node.uuid) == pytest.approx(gap_j, rel=0.25)
-        assert mean_w(tmp_path, node.uuid) == pytest.approx(node.power_w, rel=0.1), "no joule is lost"
+        assert took(tmp_path, node.uuid, node.power_w), "no joule is lost"
         assert unassigned_j(meter, "readings_missing", board.uuid()) == 0
         assert metric(meter, "etameter_gpu_energy_resets_total") == 0
         assert_sound(meter)
