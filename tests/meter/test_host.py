@@ -159,10 +159,10 @@ def test_a_receipt_has_its_part_of_the_host_and_not_among_the_gpus_joules(
                 await asyncio.sleep(0.1)
                 add_uj(powercap, "intel-rapl:0", 10_000_000)
                 add_uj(powercap, "intel-rapl:1:0", 1_000_000)
-            while not (meter._figure(RECEIPT)[0] or {}).get("settled"):  # noqa: ASYNC110  # nothing tells
+            while not (meter._figures.of(RECEIPT)[0] or {}).get("settled"):  # noqa: ASYNC110  # nothing tells
                 await asyncio.sleep(0.1)
             await asyncio.sleep(1.5)
-            figure, _ = meter._figure(RECEIPT)
+            figure, _ = meter._figures.of(RECEIPT)
             exposition = meter._metrics.render(None)[0].decode()
         stop.set()
         await running

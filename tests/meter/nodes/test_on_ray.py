@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -161,7 +162,12 @@ def served(directory: Path, model: Path, environment: Mapping[str, str]) -> Iter
     alone = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     with (directory / "serve").open("w") as log:
         process = subprocess.Popen(
-            command, env={**os.environ, **ENVIRONMENT, **alone, **own, **environment}, stdout=log, stderr=log, cwd=ROOT
+            command,
+            env={**os.environ, **ENVIRONMENT, **alone, **own, **environment},
+            stdout=log,
+            stderr=log,
+            cwd=ROOT,
+            text=True,
         )
     meter = Meter(process, directory, meter_port)
     url = f"http://127.0.0.1:{port}"
@@ -201,7 +207,7 @@ def test_vllms_own_executor_for_ray_is_metered_on_the_gpus_that_its_workers_name
             assert len(ring.header.gpu_uuids) == 2
         receipts = [receipt_of(url, MODEL_NAME, number) for number in range(4)]
         for receipt in receipts:
-            until(lambda receipt=receipt: settled(meter, receipt))
+            until(partial(settled, meter, receipt))
             energy = meter.energy(receipt)
             assert energy["source"] == "simulated"
             assert not energy["attribution_method"].endswith("-partial")
