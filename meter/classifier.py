@@ -161,6 +161,7 @@ class Classifier:
         if self._thread is not None:
             for work in self._waiting.values():
                 work.cancel()
+            _kill(self._tokenizer[1])
             self._forget_tokenizer(self._thread)
             self._thread.shutdown(wait=False)
 
@@ -261,6 +262,12 @@ def _close(reading: Future[Tokenizer | None]) -> None:
     tokenizer = reading.result()
     if tokenizer is not None:
         tokenizer.close()
+
+
+def _kill(reading: Future[Tokenizer | None] | None) -> None:
+    """Were it asked just now and hung, its thread would wait for it, and the meter's end for the thread."""
+    if reading is not None and reading.done() and reading.exception() is None and (tokenizer := reading.result()):
+        tokenizer.kill()
 
 
 async def _briefly(work: asyncio.Future[Reading | None]) -> None:

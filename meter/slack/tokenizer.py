@@ -57,7 +57,7 @@ class Tokenizer:
     def offsets(self, text: str) -> list[tuple[int, int]] | None:
         """Where each token of `text` begins and ends, in characters. Waits for the file to be read.
 
-        None where it can't be told: this is no tokenizer's file, the `tokenizers` library isn't installed, the process has ended, or half a surrogate pair is no text.
+        None where it can't be told: this is no tokenizer's file, the `tokenizers` library isn't installed or fails at a text, the process has ended, or half a surrogate pair is no text.
         """
         asked, told = self._process.stdin, self._process.stdout
         assert asked is not None
@@ -71,8 +71,12 @@ class Tokenizer:
         borders: list[int] | None = json.loads(line) if line.endswith(b"\n") else None
         return None if borders is None else list(zip(borders[::2], borders[1::2], strict=True))
 
+    def kill(self) -> None:
+        """End the process at once; whoever asks it meanwhile, in another thread, is told nothing."""
+        self._process.kill()
+
     def close(self) -> None:
-        """End the process; not while another thread asks."""
+        """End the process once it has answered; not while another thread asks."""
         with contextlib.suppress(BrokenPipeError):  # it ended before
             self._process.communicate()
 

@@ -1,9 +1,12 @@
 """Texts that a server tells, classified beside the event loop, and joined with what the requests took."""
 
 import asyncio
+import os
+import signal
 import sqlite3
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -66,12 +69,9 @@ def run(work: Callable[[Classifier], Any], *, on: bool = True, classify: Any = c
 
 
 async def ready(classifier: Classifier, receipt_id: str = RECEIPT) -> None:
-    for _ in range(200):
-        waiting = classifier.ready(receipt_id)
-        if waiting is None:
-            return
-        await waiting
-    raise AssertionError("never classified")
+    async with asyncio.timeout(60):
+        while (waiting := classifier.ready(receipt_id)) is not None:
+            await waiting
 
 
 def test_choices_are_weighed_by_their_characters_and_go_with_their_prompts() -> None:
@@ -256,12 +256,16 @@ def test_pieces_of_a_stream_tell_tokens_and_nonsense_of_them_is_left_alone() -> 
     run(work)
 
 
-def test_the_model_s_own_tokenizer_tells_tokens_if_it_lies_here_and_nothing_fails_if_not(tmp_path: Path) -> None:
+def lay_tokenizer(folder: Path) -> None:
     tokenizers = pytest.importorskip("tokenizers")
     words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"Sure": 0, "!": 1, "Blue": 2, ".": 3}, unk_token="!"))
     words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    (tmp_path / "good").mkdir()
-    words.save(str(tmp_path / "good" / "tokenizer.json"))
+    folder.mkdir()
+    words.save(str(folder / "tokenizer.json"))
+
+
+def test_the_model_s_own_tokenizer_tells_tokens_if_it_lies_here_and_nothing_fails_if_not(tmp_path: Path) -> None:
+    lay_tokenizer(tmp_path / "good")
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "tokenizer.json").write_text("{")
 
@@ -288,6 +292,39 @@ def test_the_model_s_own_tokenizer_tells_tokens_if_it_lies_here_and_nothing_fail
         classifier = Classifier(Sink(), lambda _: None, on=True, classify=five, tokenizer=lambda: str(tmp_path / named))
         await work(classifier)
         classifier.stop()
+
+    asyncio.run(main())
+
+
+def test_the_end_waits_for_no_tokenizer_that_hangs(tmp_path: Path) -> None:
+    lay_tokenizer(tmp_path / "good")
+    asked = threading.Semaphore(0)
+
+    def spy(prompt: str, response: str) -> Sequence[Labelled]:
+        asked.release()
+        return classify(prompt, response)
+
+    async def main() -> None:
+        classifier = Classifier(Sink(), lambda _: None, on=True, classify=spy, tokenizer=lambda: str(tmp_path / "good"))
+        classifier.told(RECEIPT, TEXTS)
+        await ready(classifier)
+        assert classifier._thread is not None
+        reading = classifier._tokenizer[1]
+        assert reading is not None
+        tokenizer = reading.result()
+        assert tokenizer is not None
+        os.kill(tokenizer.process_id, signal.SIGSTOP)
+        try:
+            classifier.told("f" * 32, TEXTS)
+            for _ in range(3):  # the first text of all, and these two
+                assert await asyncio.to_thread(asked.acquire, timeout=60)
+            classifier.stop()
+            (thread,) = classifier._thread._threads
+            await asyncio.to_thread(thread.join, 60)
+            assert not thread.is_alive()
+        finally:
+            with suppress(ProcessLookupError):
+                os.kill(tokenizer.process_id, signal.SIGCONT)
 
     asyncio.run(main())
 
@@ -421,7 +458,7 @@ def test_the_ledger_keeps_joules_by_time_what_was_lost_and_what_was_needed(tmp_p
 VERSION_2 = """
 DROP VIEW slack_by_request; DROP VIEW needed_by_request; DROP VIEW waste_by_request; DROP VIEW categories_by_request; DROP VIEW fate_by_request;
 DROP TABLE slack; DROP TABLE eta; DROP TABLE wastes; DROP TABLE slack_deep; DROP TABLE eta_deep; DROP TABLE checked;
-DROP TABLE archived; DROP TABLE spent; ALTER TABLE balances DROP COLUMN wall_time;
+DROP TABLE archived; DROP TABLE spent; DROP TABLE nodes; DROP INDEX requests_by_transfer; ALTER TABLE balances DROP COLUMN wall_time;
 CREATE TABLE eta (
     receipt_id TEXT PRIMARY KEY, lenient_at_most REAL NOT NULL, low REAL NOT NULL, high REAL NOT NULL,
     unclassified REAL NOT NULL, method TEXT NOT NULL, reliability REAL
@@ -462,8 +499,9 @@ def test_a_ledger_of_version_1_is_read_as_it_is_and_gets_the_tables_when_it_is_w
     ledger.close()
     old = sqlite3.connect(path)
     views = "slack_by_request", "needed_by_request", "waste_by_request", "categories_by_request", "fate_by_request"
-    tables = "slack", "eta", "wastes", "slack_deep", "eta_deep", "checked", "archived", "spent"
+    tables = "slack", "eta", "wastes", "slack_deep", "eta_deep", "checked", "archived", "spent", "nodes"
     drops = [f"DROP VIEW {view};" for view in views] + [f"DROP TABLE {table};" for table in tables]
+    drops.append("DROP INDEX requests_by_transfer;")
     old.executescript(f"{''.join(drops)} ALTER TABLE balances DROP COLUMN wall_time; PRAGMA user_version = 1;")
     old.close()
     reader = Ledger(path, read_only=True)

@@ -2,6 +2,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,24 @@ def test_tokens_are_told_by_their_characters(words: Path) -> None:
     assert tokenizer.offsets("Sure! Blue") == [(0, 4), (4, 5), (6, 10)]
     assert tokenizer.offsets("Blüe\n☃ Sure") == [(0, 4), (5, 6), (7, 11)]  # characters, not bytes
     assert tokenizer.offsets("") == []
+    tokenizer.close()
+
+
+def test_a_text_longer_than_any_pipe_s_buffer_is_told(words: Path) -> None:
+    tokenizer = Tokenizer(words / "tokenizer.json")
+    assert tokenizer.offsets("Blue " * 50_000) == [(at, at + 4) for at in range(0, 250_000, 5)]
+    tokenizer.close()
+
+
+def test_who_asks_one_that_hangs_is_told_nothing_once_it_is_killed(words: Path) -> None:
+    tokenizer = Tokenizer(words / "tokenizer.json")
+    os.kill(tokenizer.process_id, signal.SIGSTOP)
+    told: list[object] = []
+    asking = threading.Thread(target=lambda: told.append(tokenizer.offsets("Blue")))
+    asking.start()
+    tokenizer.kill()
+    asking.join(60)
+    assert told == [None]
     tokenizer.close()
 
 
@@ -62,7 +81,7 @@ def test_it_does_not_outlive_who_asks(words: Path) -> None:
         [sys.executable, "-c", asks, str(words / "tokenizer.json")], stdout=subprocess.PIPE, check=False
     )
     assert done.returncode == -signal.SIGKILL
-    until(lambda: not runs(int(done.stdout)))
+    until(lambda: not runs(int(done.stdout)), 60)
 
 
 def runs(process_id: int) -> bool:
