@@ -279,7 +279,13 @@ def _are(calls: list[Any], wanted: list[tuple[str, str]], schemas: Mapping[str, 
 def _meant(arguments: str, schema: Mapping[str, Any]) -> object:
     found = least(arguments, schema)
     assert found is not None, "it was read before"
-    return json.loads(found.minimal)
+    return json.loads(found.minimal, parse_float=_whole)
+
+
+def _whole(told: str) -> int | float:
+    """JSON has numbers, and none of another kind for being written with a point: 1.0 is 1."""
+    number = float(told)
+    return int(number) if number.is_integer() else number
 
 
 def as_row(found: Found) -> dict[str, object]:

@@ -245,6 +245,22 @@ def test_a_call_that_does_something_else_has_no_eta(tmp_path: Path, wrong: dict[
     assert [found.reason for found in minimal.look(written(tmp_path, *lines))] == [None, *["wrong_answer"] * 2]
 
 
+@pytest.mark.parametrize(
+    ("days", "reason"), [("1.0", None), ("1e0", None), ("1.5", "wrong_answer"), ("true", "wrong_answer")]
+)
+def test_a_number_is_the_same_however_it_is_written(days: str, reason: str | None, tmp_path: Path) -> None:
+    schema = {"type": "object", "properties": {"days": {"type": "number"}}, "required": ["days"]}
+    function = {"name": "forecast", "arguments": f'{{"days":{days}}}'}
+    line = {
+        **CALL,
+        "request": {"messages": [], "tools": [{"function": {"name": "forecast", "parameters": schema}}]},
+        "answer": {"choices": [{"message": {"content": None, "tool_calls": [{"function": function}]}}]},
+        "calls": [{"name": "forecast", "arguments": {"days": 1}}],
+    }
+    (found,) = minimal.look(written(tmp_path, line))
+    assert found.reason == reason
+
+
 @pytest.mark.parametrize("wanted", [5, ["weather"], [{"name": "weather"}]])
 def test_calls_to_compare_with_that_are_none_are_refused(tmp_path: Path, wanted: object) -> None:
     with pytest.raises(EtameterError, match=r"answers.jsonl:1 has "):
