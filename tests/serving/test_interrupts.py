@@ -4,6 +4,7 @@ import asyncio
 import gc
 import os
 import signal
+from contextlib import suppress
 
 import pytest
 
@@ -64,3 +65,14 @@ def test_an_interrupt_beside_a_failure_is_an_interrupt(caplog: pytest.LogCapture
         run_interruptible(fail())
     gc.collect()
     assert caplog.messages == []
+
+
+def test_work_that_heeds_no_cancellation_and_ends_is_interrupted_all_the_same() -> None:
+    async def heedless() -> int:
+        os.kill(os.getpid(), signal.SIGINT)
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+        return 42
+
+    with pytest.raises(KeyboardInterrupt), interruptible():
+        run_interruptible(heedless())
