@@ -12,8 +12,8 @@ from rich.progress import Progress
 from .answers import FORM, Answer, answers, rows, write
 from .audit_key import of_server
 from .errors import EtameterError
+from .prompts.endpoint import OF_ONE_REQUEST, Failed, connect
 from .prompts.endpoint import Answer as Reply
-from .prompts.endpoint import Failed, Fault, connect
 from .prompts.judging import replies_to
 from .slack.deep import Judged, deep_eta, fuse
 from .slack.judge import LONGEST_CHARACTERS, NOT_ASKED, Case, Question, case_of, labels_in
@@ -27,8 +27,6 @@ ARM = "audit"
 AT_ONCE = 4
 Replies = tuple[Reply, ...] | Failed
 """To one question, the last of which counts; or why there is none."""
-_OF_ONE_QUESTION: frozenset[Fault] = frozenset({"refused", "malformed", "http_5xx"})
-"""Faults that leave one question without a reply. What else goes wrong goes wrong with all that follow."""
 _PLACES = 4
 
 
@@ -118,7 +116,7 @@ async def _asked(
                 try:
                     return await replies_to(question, name, lambda body: judge.chat(body, ARM))
                 except Failed as failed:
-                    if failed.fault not in _OF_ONE_QUESTION:
+                    if failed.fault not in OF_ONE_REQUEST:
                         ended.append(failed)
                     return failed
                 finally:

@@ -159,15 +159,14 @@ def eta_context(
     """Find out which pieces of a context (retrieved passages, earlier turns) a correct answer needed, and what the rest took.
 
     The model is asked again without some of them, at most 48 times a prompt. Joules are those of the server's meter, without its prefix cache.
+
+    A prompt upon which the server fails is told as not measured, the others are kept, and the exit code is 2.
     """
-    import asyncio
-    import json
+    from functools import partial
 
-    from .prompts import context
+    from .prompts import context, looking
 
-    found = asyncio.run(context.look(file, url, model))
-    print("\n".join(json.dumps(context.as_row(each)) for each in found) if as_json else context.summary(found))
-    return 0
+    return looking.show(partial(context.look, file, url, model), context.as_row, context.summary, as_json=as_json)
 
 
 @eta.command("minimal")
@@ -205,15 +204,14 @@ def eta_thinking(
     """Find out how much of its thinking a model needed: cut short, does its answer still hold?
 
     The model goes on from a beginning of its thinking that is closed early. It takes a server that continues a message, as vLLM does, and a template that leaves thinking in it.
+
+    A prompt upon which the server fails is told as not measured, the others are kept, and the exit code is 2.
     """
-    import asyncio
-    import json
+    from functools import partial
 
-    from .prompts import thinking
+    from .prompts import looking, thinking
 
-    found = asyncio.run(thinking.look(file, url, model))
-    print("\n".join(json.dumps(thinking.as_row(each)) for each in found) if as_json else thinking.summary(found))
-    return 0
+    return looking.show(partial(thinking.look, file, url, model), thinking.as_row, thinking.summary, as_json=as_json)
 
 
 @eta.command("brake")

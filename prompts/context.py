@@ -8,24 +8,27 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import aiohttp
 from pydantic import ValidationError
 
 from etameter.answers import rows
-from etameter.audit_key import of_server
 from etameter.auditing import AUDIT
 from etameter.errors import EtameterError
 from etameter.records import Source, weakest
 from etameter.slack.deletion import delete
 from etameter.slack.segment import Span
 
-from . import checkers
+from . import checkers, looking
 from .checkers import Checker
-from .endpoint import Answer, Endpoint, Failed, connect
+from .endpoint import Answer, Endpoint
+from .looking import Missed, Tell
 
 FORM: Final = '{"id", "context": ["…", …], "prompt", "checker": {"kind", …}}'
 BETWEEN: Final = "\n\n"
@@ -101,12 +104,13 @@ def _case(row: Mapping[str, Any], place: str, line: int) -> Case:
             raise EtameterError(f"{place} is no prompt with a context", f"give {FORM}")
 
 
-async def look(file: Path, url: str, model: str | None) -> list[Found]:
-    """Ask the server at `url` about each of FILE's prompts, under the arm `audit`. Raises EtameterError."""
-    known = cases(file)
-    async with connect(url.rstrip("/").removesuffix("/v1"), run=AUDIT, audit_key=of_server(url)) as endpoint:
-        name = model or (await endpoint.models())[0]
-        return [await Looking(endpoint, name, case).run() for case in known]
+async def look(file: Path, url: str, model: str | None, tell: Tell[Found]) -> None:
+    """Ask the server at `url` about each of FILE's prompts, under the arm `audit`, and tell what is found of it. Raises EtameterError."""
+    await looking.look(cases(file), url, model, _look_at, tell)
+
+
+async def _look_at(endpoint: Endpoint, model: str, case: Case) -> Found:
+    return await Looking(endpoint, model, case).run()
 
 
 class Looking:
@@ -121,7 +125,7 @@ class Looking:
         self._verdicts: dict[str, bool | None] = {}
 
     async def run(self) -> Found:
-        """Raises Failed where the server answers not even the whole prompt."""
+        """Raises Failed where the server doesn't answer with some of the context: that it was needed isn't known then."""
         context = "".join(piece + BETWEEN for piece in self._case.context)
         loop = asyncio.get_running_loop()
 
@@ -148,10 +152,7 @@ class Looking:
             at += len(piece) + len(BETWEEN)
 
     async def _passes(self, context: str) -> bool:
-        try:
-            return await self._check(context) is True
-        except Failed:
-            return False
+        return await self._check(context) is True
 
     async def _check(self, context: str) -> bool | None:
         if context not in self._verdicts:
@@ -171,8 +172,9 @@ class Looking:
         answer = await self._ask(context, uuid.uuid4().hex)
         energy = answer.energy
         if answer.receipt_id is not None:
-            settled, _ = await self._endpoint.settled(answer.receipt_id, time.monotonic() + SETTLE_S)
-            energy = energy if settled is None else settled
+            with suppress(aiohttp.ClientError, TimeoutError, ValueError):  # what the answer itself said is left
+                settled, _ = await self._endpoint.settled(answer.receipt_id, time.monotonic() + SETTLE_S)
+                energy = energy if settled is None else settled
         if energy is None:
             return Asked(answer.prompt_tokens, None, None, None)
         return Asked(
@@ -201,10 +203,13 @@ def as_row(found: Found) -> dict[str, object]:
     }
 
 
-def summary(found: list[Found]) -> str:
+def summary(looked: Sequence[Found | Missed]) -> str:
     """In a few lines."""
+    found = [each for each in looked if isinstance(each, Found)]
+    missed = Counter(each.reason for each in looked if isinstance(each, Missed))
     told = [each for each in found if each.less is not None]
     lines = [f"{len(told)} of {len(found)} prompts answered correctly with their whole context"]
+    lines += [f"  {count} more not measured: {reason}" for reason, count in sorted(missed.items())]
     pieces, needed = sum(each.pieces for each in told), sum(len(each.needed or ()) for each in told)
     if told:
         whole, less = (sum(each.prompt_tokens for each in side) for side in _sides(told))

@@ -39,6 +39,8 @@ _SAID = 300
 _STREAMED = {"stream": True, "stream_options": {"include_usage": True, "continuous_usage_stats": True}}
 
 Fault = Literal["timeout", "http_429", "http_5xx", "http_4xx", "refused", "malformed", "server_gone"]
+OF_ONE_REQUEST: frozenset[Fault] = frozenset({"refused", "malformed", "http_5xx"})
+"""Faults that leave one request without an answer. What else goes wrong goes wrong with all that follow."""
 
 
 class Failed(EngineError):

@@ -5,7 +5,8 @@ least number of spans after which that is correct, by halves: as if a longer beg
 """
 
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -13,14 +14,14 @@ from typing import Any, Final, Literal
 from pydantic import ValidationError
 
 from etameter.answers import rows
-from etameter.audit_key import of_server
 from etameter.auditing import AUDIT
 from etameter.errors import EtameterError
 from etameter.slack.segment import segment
 
-from . import checkers
+from . import checkers, looking
 from .checkers import Checker
-from .endpoint import Answer, Endpoint, Refused, connect
+from .endpoint import Answer, Endpoint, Refused
+from .looking import Missed, Tell
 
 FORM: Final = '{"id", "prompt", "checker": {"kind", …}}'
 OPEN, CLOSE = "<think>", "</think>"
@@ -78,12 +79,9 @@ def _case(row: Mapping[str, Any], place: str, line: int) -> Case:
             raise EtameterError(f"{place} is no prompt with a checker", f"give {FORM}")
 
 
-async def look(file: Path, url: str, model: str | None) -> list[Found]:
-    """Ask the server at `url` each of FILE's prompts, under the arm `audit`. Raises EtameterError."""
-    known = cases(file)
-    async with connect(url.rstrip("/").removesuffix("/v1"), run=AUDIT, audit_key=of_server(url)) as endpoint:
-        name = model or (await endpoint.models())[0]
-        return [await look_at(endpoint, name, case) for case in known]
+async def look(file: Path, url: str, model: str | None, tell: Tell[Found]) -> None:
+    """Ask the server at `url` each of FILE's prompts, under the arm `audit`, and tell what is found of it. Raises EtameterError."""
+    await looking.look(cases(file), url, model, look_at, tell)
 
 
 async def look_at(endpoint: Endpoint, model: str, case: Case) -> Found:
@@ -156,12 +154,13 @@ def as_row(found: Found) -> dict[str, object]:
     return {name: getattr(found, name) for name in Found.__slots__}
 
 
-def summary(found: list[Found]) -> str:
+def summary(looked: Sequence[Found | Missed]) -> str:
     """In a few lines."""
+    found = [each for each in looked if isinstance(each, Found)]
     told = [each for each in found if each.eta_thinking is not None and each.eta_at_most is not None]
-    lines = [f"of {len(told)} of {len(found)} answers it is known what of their thinking was needed"]
-    reasons = [each.reason for each in found if each.reason is not None]
-    lines += [f"  {reasons.count(reason)} not: {reason}" for reason in sorted(set(reasons))]
+    lines = [f"of {len(told)} of {len(looked)} answers it is known what of their thinking was needed"]
+    reasons = Counter(each.reason for each in looked if each.reason is not None)
+    lines += [f"  {count} not: {reason}" for reason, count in sorted(reasons.items())]
     if told:
         for name in ("eta_thinking", "eta_at_most", "thinking"):
             mean = sum(getattr(each, name) for each in told) / len(told)

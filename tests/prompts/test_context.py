@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from etameter.cli import main
 from etameter.errors import EtameterError
 from etameter.prompts.context import BETWEEN, MOST_ASKED, as_row, cases, look, summary
+from etameter.prompts.looking import Missed
 from tests.prompts.upstream import J_PER_TOKEN, Script, Upstream, running
 
 pytestmark = pytest.mark.unit
@@ -33,11 +35,13 @@ def found(folder: Path, upstream: Upstream, *rows: dict[str, Any]) -> Any:
     path = folder / "prompts.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
-    async def within() -> Any:
+    async def within() -> None:
         async with running(upstream) as url:
-            return await look(path, f"{url}/v1", None)
+            await look(path, f"{url}/v1", None, told.append)
 
-    return asyncio.run(within())
+    told: list[Any] = []
+    asyncio.run(within())
+    return told
 
 
 def test_what_is_needed_is_found_and_what_the_rest_took_is_measured(tmp_path: Path) -> None:
@@ -84,6 +88,31 @@ def test_prompts_are_summed(tmp_path: Path) -> None:
         "2 of 4 pieces needed; prompts of 19 tokens, of 14 with these alone",
         "12.0 J, 8.0 J with these alone, of 1 prompts (source=simulated)",
     ]
+
+
+def test_a_piece_without_which_the_server_fails_is_not_thereby_needed(tmp_path: Path) -> None:
+    upstream = Upstream(lambda messages: "fail" if len(upstream.requests) == 2 else reader(1, 3)(messages))
+    told = found(tmp_path, upstream, {**ROW, "id": "a"}, {**ROW, "id": "b"})
+    assert isinstance(told[0], Missed)
+    assert (told[0].id, told[0].reason) == ("a", "http_5xx")
+    assert (told[1].id, told[1].needed) == ("b", (1, 3))
+    assert summary(told).splitlines()[:3] == [
+        "1 of 1 prompts answered correctly with their whole context",
+        "  1 more not measured: http_5xx",
+        "2 of 4 pieces needed; prompts of 19 tokens, of 14 with these alone",
+    ]
+
+
+def test_a_receipt_that_never_comes_leaves_what_the_answer_said(tmp_path: Path) -> None:
+    upstream = Upstream(lambda _: "Answer: green")
+
+    async def gone(_: web.Request) -> web.Response:
+        return web.Response(text="<html>", status=502)
+
+    upstream.receipt = gone  # type: ignore[method-assign]
+    one, other = found(tmp_path, upstream, ROW, ROW)
+    assert {one.whole.energy_j, other.whole.energy_j} <= {None, 2 * J_PER_TOKEN}
+    assert one.whole.prompt_tokens == other.whole.prompt_tokens == 19
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 
 from etameter.errors import EtameterError
 from etameter.prompts.endpoint import Answer
+from etameter.prompts.looking import Missed
 from etameter.prompts.thinking import CLOSE, OPEN, Found, as_row, cases, look, parted, said_after, summary
 from tests.prompts.upstream import Script, Upstream, running
 
@@ -34,11 +35,14 @@ def found(folder: Path, upstream: Upstream, row: dict[str, Any] = ROW) -> Found:
     path = folder / "prompts.jsonl"
     path.write_text(json.dumps(row) + "\n")
 
-    async def within() -> list[Found]:
+    async def within() -> None:
         async with running(upstream) as url:
-            return await look(path, url, None)
+            await look(path, url, None, told.append)
 
-    (one,) = asyncio.run(within())
+    told: list[Found | Missed] = []
+    asyncio.run(within())
+    (one,) = told
+    assert isinstance(one, Found)
     return one
 
 
@@ -82,6 +86,28 @@ def test_a_server_that_does_not_go_on_from_a_beginning(tmp_path: Path, monkeypat
     monkeypatch.setattr("tests.prompts.upstream.LONGEST_PROMPT", 10)
     one = found(tmp_path, Upstream(thinker(3)))
     assert one.reason == "server_cannot_continue"
+
+
+def test_a_beginning_that_the_server_fails_upon_is_no_thinking_that_was_needed(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps({**ROW, "id": each}) + "\n" for each in "ab"))
+    upstream = Upstream(lambda messages: "fail" if len(upstream.requests) == 2 else thinker(3)(messages))
+    told: list[Found | Missed] = []
+
+    async def within() -> None:
+        async with running(upstream) as url:
+            await look(path, url, None, told.append)
+
+    asyncio.run(within())
+    one, other = told
+    assert isinstance(one, Missed)
+    assert (one.id, one.reason) == ("a", "http_5xx")
+    assert isinstance(other, Found)
+    assert (other.id, other.needed) == ("b", 3)
+    assert summary(told).splitlines()[:2] == [
+        "of 1 of 2 answers it is known what of their thinking was needed",
+        "  1 not: http_5xx",
+    ]
 
 
 def test_thinking_is_what_the_server_tells_apart_or_what_is_marked() -> None:
