@@ -355,9 +355,9 @@ class Meter:
         """Take in what is new, settle what can be, write it down."""
         if self._writing.is_full:
             return
-        self._meet()
-        self._read_rings()
         found, changes = self._samplers.drain(), self._samplers.changes()
+        self._meet()  # afterwards, so that it knows all of whom anything was found
+        self._read_rings()
         self._limits_w |= {each.gpu_uuid: each.power_limit_w for each in changes if each.power_limit_w is not None}
         self._metrics.found(found)
         self._display.found(found, changes)
