@@ -11,6 +11,12 @@ def address_of(text: str) -> tuple[str, int]:
     host, separator, port = text.rpartition(":")
     if not separator or not host or not port.isdecimal() or int(port) > 65_535:
         raise ConfigError(f"{text!r} is no address", f"give it as HOST:PORT, such as 127.0.0.1:{DEFAULT_PORT}")
+    try:
+        host.encode("idna")  # as whoever resolves it does, who raises no OSError
+    except UnicodeError as error:
+        raise ConfigError(
+            f"{host!r} is no name of a machine", "give one of up to 63 characters between dots"
+        ) from error
     return host, int(port)
 
 

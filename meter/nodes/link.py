@@ -51,7 +51,7 @@ class Link:
         try:
             self.boot_id = str(about["boot_id"])
             self.counters = [counter_of(each) for each in about["counters"]]
-        except (KeyError, ValueError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise NodeError(f"the sampler at {name} describes no counters ({error})", "update it") from error
 
     def _expect(self, name: str) -> State:

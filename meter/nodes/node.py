@@ -50,6 +50,8 @@ class Node:
         self._readers = {} if readers is None else readers
         self.known = known
         """What the next meter is to know; None until an edge has come."""
+        self._memory = () if known is None else known.counters
+        """What it had for an earlier meter, as long as that is all there is to go by."""
         self.counters: Sequence[RemoteCounter] = ()
         """All that it has, or had. There may be more at any time, and never less."""
         self.error_ns: float = math.nan
@@ -71,8 +73,6 @@ class Node:
         self._failure: OSError | NodeError | None = None
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"etameter-node-{name}", daemon=True)
-        if known is not None:
-            self._admit([each for each in known.counters if self._readers.setdefault(each.gpu_uuid, name) == name])
 
     def start(self) -> None:
         """Begin to listen."""
@@ -84,11 +84,13 @@ class Node:
         Raises NodeError where who answers there can't be trusted, or reads what another reads.
         """
         deadline_s = time.monotonic() + patience_s
-        while not self.counters and (wait_s := deadline_s - time.monotonic()) > 0:
+        while not (self.counters or isinstance(self._failure, NodeError)):
+            if (wait_s := deadline_s - time.monotonic()) <= 0:
+                break
             self._tried.wait(wait_s)
             self._tried.clear()
-            if isinstance(self._failure, NodeError):
-                raise self._failure
+        if isinstance(self._failure, NodeError):
+            raise self._failure
         return bool(self.counters)
 
     @property
@@ -151,6 +153,7 @@ class Node:
         """Begin with a connection. Its clock is learned anew: nothing says that it is the one from before. Raises NodeError."""
         self._linked_ns = time.monotonic_ns()
         self._clock, self._sent = RemoteClock(), {}
+        self._memory = ()
         self._check_readers(link.counters)
         self._admit([each for each in link.counters if each.gpu_uuid not in self._limits_w])
         self._note_boot(link.boot_id)
@@ -190,6 +193,13 @@ class Node:
             self._limits_w[each.gpu_uuid] = each.limit_w
             self._told_ns[each.gpu_uuid] = now_ns
         self.counters = (*self.counters, *counters)
+
+    def _recall(self) -> None:
+        """Take a machine that doesn't answer for what it was. What others say that they read meanwhile has moved to them."""
+        name, readers = self.name, self._readers
+        self._admit([each for each in self._memory if readers.setdefault(each.gpu_uuid, name) == name])
+        self._memory = ()
+        self._tried.set()
 
     def _follow(self, link: Link) -> None:
         """Until nothing is heard any more. Raises OSError or NodeError then."""
@@ -282,6 +292,7 @@ class Node:
         self._miss()
 
     def _miss(self) -> None:
+        self._recall()
         for uuid in self._limits_w:
             self._fail(uuid, LOST)
 

@@ -125,6 +125,11 @@ def test_one_that_describes_no_counters_is_refused(sampler: Sampler) -> None:
     assert "describes no counters" in refusal(sampler)
 
 
+def test_one_whose_counters_are_no_list_is_refused(sampler: Sampler) -> None:
+    sampler.counters = 7  # type: ignore[assignment]
+    assert "describes no counters" in refusal(sampler)
+
+
 def test_a_proof_that_is_no_text_that_can_be_written_is_another_token(sampler: Sampler) -> None:
     sampler.hello["challenge"] = "\ud800"
     assert "has another token than this meter" in refusal(sampler)
@@ -207,6 +212,28 @@ def test_a_machine_that_an_earlier_meter_knew_is_missed_from_the_start() -> None
         assert not node.is_heard
     finally:
         node.stop()
+
+
+def test_machines_that_have_changed_places_are_heard(sampler: Sampler) -> None:
+    with closing(Sampler()) as second:
+        sampler.counters, second.counters = [counter(GPU)], [counter(OTHER)]
+        known = {
+            sampler.name: Known("boot", 7, (counter_of(counter(OTHER)),)),
+            second.name: Known("boot", 7, (counter_of(counter(GPU)),)),
+        }
+        nodes = open_nodes([sampler.name, second.name], "", [], known)
+        try:
+            until(lambda: all(node.is_heard for node in nodes))
+            assert [[each.gpu_uuid for each in node.counters] for node in nodes] == [[GPU], [OTHER]]
+        finally:
+            for node in nodes:
+                node.stop()
+
+
+def test_one_that_an_earlier_meter_knew_and_that_reads_what_another_reads_ends_a_start(sampler: Sampler) -> None:
+    known = {sampler.name: Known("boot", 7, (counter_of(counter(OTHER)),))}
+    with pytest.raises(NodeError, match=f"says that it reads {GPU}, which this meter reads"):
+        open_nodes([sampler.name], "", [GPU], known)
 
 
 def test_a_machine_that_was_never_heard_is_gone_on_without_unless_it_is_needed(

@@ -76,6 +76,9 @@ def test_an_address_is_a_host_and_a_port() -> None:
     for wrong in ("10.0.0.2", ":9431", "host:", "host:port", "host:65536"):
         with pytest.raises(ConfigError, match="is no address"):
             address_of(wrong)
+    for wrong in ("10.0.0..2:9431", ".local:9431", f"{'a' * 64}.local:9431"):
+        with pytest.raises(ConfigError, match="is no name of a machine"):
+            address_of(wrong)
 
 
 def test_only_the_loopback_address_needs_no_token() -> None:
