@@ -57,10 +57,16 @@ RawHeaders = tuple[tuple[bytes, bytes], ...]
 
 
 class _Connection(ResponseHandler):
-    """To the server. Where it was not paused it is not resumed: aiohttp has its parser look for more after every chunk that is read, at 5 µs each."""
+    """To the server. aiohttp has its parser look for more after every chunk that is read, at 5 µs each: one that was never paused has kept nothing back."""
+
+    _was_paused = False
+
+    def pause_reading(self) -> None:
+        self._was_paused = True
+        super().pause_reading()
 
     def resume_reading(self, *given: bool, **named: bool) -> None:
-        if self._reading_paused:
+        if self._was_paused:
             super().resume_reading(*given, **named)
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from etameter.records import receipt_id_of
 from etameter.serving.arrivals import Arrivals
-from etameter.serving.proxy import Proxy
+from etameter.serving.proxy import Proxy, _Connection
 from etameter.serving.ring import Dispatch, Finish, RingReader, RingWriter
 from etameter.serving.streamed import TokenSteps
 from tests.serving.fake_meter import ENERGY, FakeMeter
@@ -291,6 +291,24 @@ def test_a_parser_that_was_not_paused_is_not_asked_for_more(place: Path, monkeyp
     direct, through = both(Scripted(framed(*WORDS * 50, LAST, DONE)), post(ASKED), place)
     assert through.body == direct.body
     assert resumed == []
+
+
+def test_what_a_paused_parser_keeps_back_is_read() -> None:
+    """Tiny chunks pause it by their number. It takes notice at the next one, and keeps back what stands behind that."""
+
+    async def main() -> bytes:
+        connection = _Connection(asyncio.get_running_loop())
+        connection.connection_made(asyncio.Transport())
+        connection.set_response_params(auto_decompress=False, read_until_eof=True)
+        connection.data_received(head(Transfer_Encoding=b"chunked"))
+        _, content = await connection.read()
+        while not connection._reading_paused:
+            connection.data_received(chunked(b"x", end=b""))
+        await content.readany()
+        connection.data_received(chunked(b"y"))
+        return await content.read()
+
+    assert asyncio.run(asyncio.wait_for(main(), 10.0)) == b"y"
 
 
 def test_a_body_of_10_mb_passes_both_ways(place: Path) -> None:
