@@ -103,13 +103,15 @@ def test_a_piece_without_which_the_server_fails_is_not_thereby_needed(tmp_path: 
     ]
 
 
-def test_a_receipt_that_never_comes_leaves_what_the_answer_said(tmp_path: Path) -> None:
+def test_a_receipt_that_never_comes_leaves_what_the_answer_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     upstream = Upstream(lambda _: "Answer: green")
 
     async def gone(_: web.Request) -> web.Response:
         return web.Response(text="<html>", status=502)
 
-    upstream.receipt = gone  # type: ignore[method-assign]
+    monkeypatch.setattr(upstream, "receipt", gone)
     one, other = found(tmp_path, upstream, ROW, ROW)
     assert {one.whole.energy_j, other.whole.energy_j} <= {None, 2 * J_PER_TOKEN}
     assert one.whole.prompt_tokens == other.whole.prompt_tokens == 19

@@ -3,11 +3,13 @@
 import asyncio
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
 
+from etameter.cli import main
 from etameter.errors import EngineError
 from etameter.prompts.endpoint import Endpoint
 from etameter.prompts.looking import Missed, Tell, look, show
@@ -134,3 +136,27 @@ def test_where_nothing_was_looked_at_nothing_is_said(capsys: pytest.CaptureFixtu
     with pytest.raises(EngineError, match="does not answer"):
         show(away, row, summary, as_json=False)
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("command", ["thinking", "context"])
+def test_commands_tell_each_prompt_and_leave_with_2_where_one_failed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    asked = {"context": ["Foxes."], "checker": {"kind": "exact", "answers": ["blue"]}}
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps({"id": each, "prompt": each, **asked}) + "\n" for each in ("a", "fail", "b")))
+
+    def run(url: str) -> object:
+        with pytest.raises(SystemExit) as left:
+            main(["eta", command, str(path), "--url", url, "--json"])
+        return left.value.code
+
+    async def within() -> object:
+        async with running(Upstream(lambda messages: messages[0]["content"].split()[-1])) as url:
+            return await asyncio.to_thread(run, url)
+
+    assert asyncio.run(within()) == 2
+    said = capsys.readouterr()
+    told = [json.loads(line) for line in said.out.splitlines()]
+    assert [(each["id"], "error" in each) for each in told] == [("a", False), ("fail", True), ("b", False)]
+    assert said.err.startswith('etameter: "fail" is not measured: ')
