@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from etameter.slack.tokenizer import LIMIT_BYTES, Tokenizer, file_of, tokenizer_of
+from tests.processes import runs
 from tests.serving.fake_meter import until
 
 pytestmark = pytest.mark.unit
@@ -82,14 +83,6 @@ def test_it_does_not_outlive_who_asks(words: Path) -> None:
     )
     assert done.returncode == -signal.SIGKILL
     until(lambda: not runs(int(done.stdout)), 60)
-
-
-def runs(process_id: int) -> bool:
-    """What has ended and nobody has waited for has no command line any more."""
-    try:
-        return bool(Path(f"/proc/{process_id}/cmdline").read_bytes())
-    except FileNotFoundError:
-        return False
 
 
 def test_no_file_of_a_fit_size_is_none(tmp_path: Path) -> None:
