@@ -299,6 +299,8 @@ def _sums(cluster: int, numbers: range, random: Random) -> Iterator[str]:
             yield f'etameter:request_watts:rate5m{{{of_arm},phase="{phase}"}} {watts}\n'
         for kind in ("output_tokens", *(f"model_{each}" for each in DIVIDED)):
             yield f"etameter:{kind}:rate5m{{{of_arm}}} {random.lognormvariate(7.0, 1.0)}\n"
+        for kind in ("eta_agreement", "eta_reliable"):
+            yield f"etameter:{kind}:min{{{of_arm}}} 1\n"
 
 
 def _held(rungs: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from etameter.ledger import RequestRow
 from etameter.records import Balance, Edge, RequestEnergy, RequestRecord
 from etameter.roofline import QWEN3_8B, board_of, roofline_prior
 from etameter.slack.reading import Reading
+from etameter.slack.reliability import LEAST_PAIRS, Trust
 
 MODELS = ("Qwen/Qwen3-8B", "Qwen/Qwen3-32B", "meta-llama/Llama-3.3-70B-Instruct")
 ARMS = ("unlabelled", "concise")
@@ -57,6 +58,14 @@ class Replica:
         for uuid in self._gpus:
             self.metrics.device(uuid, BOARD, "simulated")
         self.advance(CONSIDERED_S)
+
+    def audit(self) -> None:
+        """As if audits had said just enough of what is classified."""
+        for arm in ARMS:
+            agreement = float(self._random.beta(8.0, 3.0))
+            found = Trust(LEAST_PAIRS, agreement, bias=0.1, slope=1.0, agreement_low=0.0, agreement_high=1.0)
+            self.metrics.reliability(self._model, arm, "fast", found)
+            self.metrics.trusted(self._model, arm, reliable=found.reliable)
 
     def advance(self, seconds: float) -> None:
         """So much time goes by."""
@@ -195,9 +204,12 @@ def main() -> None:
     parser.add_argument("count", type=int)
     parser.add_argument("--gpus", type=int, default=8, help="of each replica")
     parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--audited", action="store_true", help="tell how far η is to be trusted, made up like the rest")
     options = parser.parse_args()
     replicas = [Replica(number, options.gpus) for number in range(options.count)]
-
+    if options.audited:
+        for replica in replicas:
+            replica.audit()
     web.run_app(application(replicas), host="127.0.0.1", port=options.port, access_log=None, print=None)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from grafana_foundation_sdk.builders.prometheus import Dataquery
 
 from etameter.dashboards.board import Variables, board
-from etameter.dashboards.overview import NO_INTENSITY, NO_PRICE, NO_TOKENS, NOT_CLASSIFIED
+from etameter.dashboards.overview import NO_INTENSITY, NO_PRICE, NO_TOKENS, NOT_CLASSIFIED, TOO_FEW_AUDITS
 from etameter.dashboards.panels import BAD, DOUBTFUL, GOOD, bars, figure, lines, now, query, rows
 
 VARIABLES: Variables = (
@@ -65,6 +65,11 @@ def _error(by: str, of: str = "model_") -> str:
     return _share(f"{of}request_errors:rate5m", f"{of}requests:rate5m", MODEL, by)
 
 
+def _least(name: str, by: str) -> str:
+    """Of what has no sums: over replicas and arms, what is to be trusted least."""
+    return f"min by ({by}) (etameter:{name}:min{{{MODEL}}})"
+
+
 def _unattributed(by: str) -> str:
     return _share("meter_unattributed_watts:rate5m", "meter_watts:rate5m", CLUSTER, by)
 
@@ -114,7 +119,7 @@ def _whole() -> list[Any]:
             "Output energy over output tokens after the first of each sequence, both summed over all replicas, over five minutes.",
             "watth",
             query(_wh_per_token("source"), "{{source}}"),
-            span=6,
+            span=5,
             empty=NO_TOKENS,
         ),
         figure(
@@ -122,16 +127,26 @@ def _whole() -> list[Any]:
             "Bound on lenient η, replicas weighed by the tokens that were classified, over five minutes.",
             "percentunit",
             query(_eta("source"), "{{source}}"),
-            span=6,
+            span=5,
             decimals=0,
             empty=NOT_CLASSIFIED,
+        ),
+        figure(
+            "Is η reliable?",
+            "Whether audits bear out what is said of η, in the worst arm of the worst replica that they said enough of. Where they don't, a difference of η may be none.",
+            "none",
+            query(_least("eta_reliable", "source"), "{{source}}"),
+            span=4,
+            thresholds=((-math.inf, BAD), (1, GOOD)),
+            words={0: "unreliable", 1: "reliable"},
+            empty=TOO_FEW_AUDITS,
         ),
         figure(
             "Unattributed",
             "Share of the energy of all GPUs that no request, no idling and no start-up explains, over five minutes.",
             "percentunit",
             query(_share("cluster_unattributed_watts:rate5m", "cluster_watts:rate5m", CLUSTER, "source"), "{{source}}"),
-            span=6,
+            span=5,
             thresholds=TRUST,
         ),
         figure(
@@ -139,7 +154,7 @@ def _whole() -> list[Any]:
             "Half-width of the 95 % interval of a request's energy as a share of it, mean over the requests of five minutes.",
             "percentunit",
             query(_error("source"), "{{source}}"),
-            span=6,
+            span=5,
             empty=NO_REQUEST,
         ),
     ]
@@ -204,7 +219,8 @@ def _compared() -> list[Any]:
     return [
         rows(
             "Models",
-            "Over five minutes, of all replicas in the selected clusters. ±: mean error of a request, as a share of its energy.",
+            "Over five minutes, of all replicas in the selected clusters. ρ² of the bound with judges, and whether η is reliable: of the replica and arm where audits bear it out least. "
+            "±: mean error of a request, as a share of its energy.",
             (
                 ("power", "watt", now(_sum("request_watts:rate5m", MODEL, "model_name, source"))),
                 (
@@ -214,18 +230,13 @@ def _compared() -> list[Any]:
                 ),
                 ("per output token", "watth", now(_wh_per_token("model_name, source"))),
                 ("η is at most", "percentunit", now(_eta("model_name, source"))),
+                ("ρ² of η", "short", now(_least("eta_agreement", "model_name, source"))),
+                ("η reliable", "bool_yes_no", now(_least("eta_reliable", "model_name, source"))),
                 ("request ±", "percentunit", now(_error("model_name, source"))),
             ),
             by=("model_name", "source"),
-            span=16,
             height=8,
             sorted_by="power",
-        ),
-        bars(
-            "Power by board",
-            "Of the GPUs of each kind, over five minutes.",
-            "watt",
-            now(_sum("board_watts:rate5m", CLUSTER, "board, source"), "{{board}} ({{source}})"),
         ),
         rows(
             f"The {WORST} nodes that take most",
@@ -241,8 +252,16 @@ def _compared() -> list[Any]:
                 ),
             ),
             by=("cluster", "node", "source"),
+            span=16,
             height=12,
             sorted_by="power",
+        ),
+        bars(
+            "Power by board",
+            "Of the GPUs of each kind, over five minutes.",
+            "watt",
+            now(_sum("board_watts:rate5m", CLUSTER, "board, source"), "{{board}} ({{source}})"),
+            height=12,
         ),
     ]
 

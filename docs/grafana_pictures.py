@@ -126,7 +126,8 @@ def _replicas(stack: ExitStack) -> list[dict[str, Any]]:
     from tests.meter.test_daemon import free_port
 
     port = free_port()
-    process = subprocess.Popen([sys.executable, "-m", "benchmarks.replicas", str(REPLICAS), "--port", str(port)])
+    made = [sys.executable, "-m", "benchmarks.replicas", str(REPLICAS), "--audited", "--port", str(port)]
+    process = subprocess.Popen(made)
     stack.callback(process.wait)
     stack.callback(process.kill)
     return scraped(REPLICAS, port, REPLICAS // 2)

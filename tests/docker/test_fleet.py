@@ -125,8 +125,8 @@ class Fleet:
         (directory / "targets").mkdir()
         (directory / "rules").symlink_to(expressions.RULES)
         port = free_port()
-        made = [sys.executable, "-m", "benchmarks.replicas", str(REPLICAS), "--gpus", "2", "--port", str(port)]
-        self._replicas = Server(made, port, stack)
+        made = [sys.executable, "-m", "benchmarks.replicas", str(REPLICAS), "--audited", "--gpus", "2"]
+        self._replicas = Server([*made, "--port", str(port)], port, stack)
         targets = scraped(REPLICAS, port)
         for each in targets:
             del each["labels"]["cluster"]  # nobody scrapes it: it is the scraper's own
