@@ -45,7 +45,7 @@ async def replies_to(question: Question, model: str, ask: Ask) -> tuple[Answer, 
     """All that a judge answers to a question, the last of which counts.
 
     A server that can't hold a reply to a form refuses the question, and is asked without it. A judge that was cut off because it thinks before it replies gets more tokens, if they
-    fit into its context.
+    fit into its context; where nothing comes of that, what it said first is all, because that took joules.
 
     Raises Failed: it refuses the question in any form, or gives no answer.
     """
@@ -59,5 +59,5 @@ async def replies_to(question: Question, model: str, ask: Ask) -> tuple[Answer, 
         return (first,)
     try:
         return first, await ask({**body, "max_tokens": body["max_tokens"] + THINKING_TOKENS})
-    except Refused:
+    except Failed:
         return (first,)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from etameter.prompts.endpoint import Answer, Refused
+from etameter.prompts.endpoint import Answer, Failed, Refused
 from etameter.prompts.judging import THINKING_TOKENS, judge_of, replies_to
 from etameter.slack.judge import case_of
 
@@ -23,7 +23,7 @@ CUT_OFF = replace(REPLY, text="<think>1 is R, I think", finish_reason="length", 
 class Server:
     """Answers in turn, after it has refused what it doesn't know."""
 
-    def __init__(self, *answers: Answer, knows_forms: bool = True, context: int = 10**6) -> None:
+    def __init__(self, *answers: Answer | Failed, knows_forms: bool = True, context: int = 10**6) -> None:
         self._answers = list(answers)
         self._knows_forms, self._context = knows_forms, context
         self.asked: list[Mapping[str, Any]] = []
@@ -32,7 +32,10 @@ class Server:
         self.asked.append(dict(body))
         if ("response_format" in body and not self._knows_forms) or body["max_tokens"] > self._context:
             raise Refused("refused", "the server refuses a request (400)", "mend what it says")
-        return self._answers.pop(0)
+        answer = self._answers.pop(0)
+        if isinstance(answer, Failed):
+            raise answer
+        return answer
 
 
 def replies(server: Server) -> tuple[Answer, ...]:
@@ -83,6 +86,12 @@ def test_what_was_cut_off_or_ended_otherwise_stays(said: Answer) -> None:
 
 def test_a_context_that_holds_no_more_thinking_leaves_the_first_reply() -> None:
     server = Server(CUT_OFF, context=THINKING_TOKENS)
+    assert replies(server) == (CUT_OFF,)
+    assert len(server.asked) == 2
+
+
+def test_a_server_that_is_gone_when_it_is_asked_for_more_leaves_the_first_reply_and_its_joules() -> None:
+    server = Server(CUT_OFF, Failed("server_gone", "the server does not answer", "see that it runs"))
     assert replies(server) == (CUT_OFF,)
     assert len(server.asked) == 2
 
