@@ -41,8 +41,9 @@ class Samplers:
         return {**dict.fromkeys(self._elsewhere()), **self.own.processes()}
 
     def throttled(self) -> dict[str, bool | None]:
-        """As `Sampler.throttled`, of all."""
-        told = {uuid: node.state.get("throttled", {}).get(uuid) for uuid, node in self._elsewhere().items()}
+        """As `Sampler.throttled`, of all; of a node that isn't heard nothing is known."""
+        elsewhere = self._elsewhere().items()
+        told = {uuid: node.state.get("throttled", {}).get(uuid) if node.is_heard else None for uuid, node in elsewhere}
         return {**told, **self.own.throttled()}
 
     def missed_edges(self) -> dict[str, int]:

@@ -13,8 +13,10 @@ import pytest
 from etameter.errors import NodeError
 from etameter.nodes.kept import Known
 from etameter.nodes.node import Node, open_nodes
+from etameter.nodes.samplers import Samplers
 from etameter.nodes.wire import VERSION, counter_of, proof
 from etameter.records import Conditions, Edge, Finding, ReadFailure, Reboot
+from etameter.sampler import Sampler as OwnSampler
 from tests.meter.test_daemon import free_port, until
 
 pytestmark = pytest.mark.unit
@@ -321,6 +323,18 @@ def test_a_limit_that_has_changed_meanwhile_is_told(sampler: Sampler) -> None:
         sampler.hang_up()
         changes: list[Conditions] = until(node.changes)
         assert [(each.gpu_uuid, each.power_limit_w) for each in changes] == [(GPU, 500.0)]
+
+
+def test_whether_a_gpu_is_held_back_is_not_known_while_its_machine_is_not_heard(sampler: Sampler) -> None:
+    with heard(sampler) as (node, found):
+        samplers = Samplers(OwnSampler([]), [node])
+        sampler.say({"throttled": {GPU: True}, "missed_edges": {GPU: 3}, "awaited": []})
+        until(lambda: samplers.throttled() == {GPU: True, OTHER: None})
+        sampler.hello = {}
+        sampler.hang_up()
+        until(lambda: failures(found()).count("node_lost") >= 2)
+        assert samplers.throttled() == {GPU: None, OTHER: None}
+        assert samplers.missed_edges() == {GPU: 3, OTHER: 0}, "what was missed stays so"
 
 
 def test_edges_stay_in_order_whatever_the_clock_says(sampler: Sampler) -> None:
