@@ -44,7 +44,13 @@ class Tokenizer:
     """
 
     def __init__(self, file: Path) -> None:
-        command = [sys.executable, "-m", "etameter.slack.tokenizer", str(file)]
+        command = [
+            sys.executable,
+            "-P",
+            "-m",
+            "etameter.slack.tokenizer",
+            str(file),
+        ]  # -P: not from the working directory
         environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment

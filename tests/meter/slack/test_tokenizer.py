@@ -50,6 +50,14 @@ def test_who_asks_one_that_hangs_is_told_nothing_once_it_is_killed(words: Path) 
     tokenizer.close()
 
 
+def test_a_file_in_the_working_directory_shadows_nothing(words: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (words / "json.py").write_text("")
+    monkeypatch.chdir(words)
+    tokenizer = Tokenizer(words / "tokenizer.json")
+    assert tokenizer.offsets("Blue") == [(0, 4)]
+    tokenizer.close()
+
+
 def test_what_is_no_text_is_not_told_and_the_next_is(words: Path) -> None:
     tokenizer = Tokenizer(words / "tokenizer.json")
     assert tokenizer.offsets("half a pair: \ud800") is None
