@@ -44,13 +44,8 @@ class Tokenizer:
     """
 
     def __init__(self, file: Path) -> None:
-        command = [
-            sys.executable,
-            "-P",
-            "-m",
-            "etameter.slack.tokenizer",
-            str(file),
-        ]  # -P: not from the working directory
+        # -P: nothing that lies in the working directory is taken for a module.
+        command = [sys.executable, "-P", "-m", __name__, str(file)]
         environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
