@@ -182,9 +182,9 @@ class Accounts:
     def _stage_of_each(self, header: RingHeader, stages: int) -> dict[str, int]:
         """The pipeline stage that a GPU works for: the engine names its GPUs in the order of its workers. What stands for all of them is the last."""
         named = in_order(header, [self._devices[uuid] for uuid in self._gpus])
+        places = {uuid: place for place, uuid in enumerate(named)}
         return {
-            uuid: stage_of(named.index(uuid), len(named), stages) if uuid in named else stages - 1
-            for uuid in self._gpus
+            uuid: stage_of(places[uuid], len(named), stages) if uuid in places else stages - 1 for uuid in self._gpus
         }
 
     def close_engine(self, now_ns: int) -> None:

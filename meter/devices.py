@@ -71,13 +71,15 @@ def workers_of(header: RingHeader) -> int:
 
 def in_order(header: RingHeader, devices: Sequence[Device]) -> list[str]:
     """The GPUs of the engine in the order of its workers, as far as it is known: those that it names first, then those of the others in theirs."""
-    return list(dict.fromkeys([*header.gpu_uuids, *(device.gpu_uuid for device in devices if device.node)]))
+    whole = _whole(devices)
+    named = [whole.get(bare(each), each) for each in header.gpu_uuids]
+    return [*named, *(device.gpu_uuid for device in devices if device.node and device.gpu_uuid not in named)]
 
 
 def _named(header: RingHeader, devices: Sequence[Device]) -> frozenset[str]:
     read = frozenset(device.gpu_uuid for device in devices)
-    split = {bare(part): device.gpu_uuid for device in devices for part in device.parts}
-    engines = {named: split.get(bare(named), named) for named in header.gpu_uuids}
+    whole = _whole(devices)
+    engines = {named: whole.get(bare(named), named) for named in header.gpu_uuids}
     boards = [device for device in devices if device.kind in {"nvml", "power"}]
     unread = [named for named, uuid in engines.items() if uuid not in read]
     if boards and unread:
@@ -91,6 +93,11 @@ def _named(header: RingHeader, devices: Sequence[Device]) -> frozenset[str]:
             "let the ring's writer name them in gpu_uuids",
         )
     return read & frozenset(engines.values()) or read
+
+
+def _whole(devices: Sequence[Device]) -> dict[str, str]:
+    """The board of each part that an engine may name."""
+    return {bare(part): device.gpu_uuid for device in devices for part in device.parts}
 
 
 def _readers(boards: Sequence[Device]) -> str:

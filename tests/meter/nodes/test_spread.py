@@ -69,6 +69,19 @@ def test_stages_are_those_of_the_workers_that_named_their_gpus() -> None:
     assert accounts.rank.stages == {"GPU-3-0": 0, "GPU-3-1": 0, "GPU-2-0": 1, "GPU-0": 1}
 
 
+def test_a_board_that_an_engine_sees_a_part_of_has_the_stage_of_that_part() -> None:
+    split = replace(ELSEWHERE[0], parts=("MIG-one", "MIG-other"))
+    for named, stages in (
+        (("GPU-one", "GPU-0"), {split.gpu_uuid: 0, "GPU-0": 1}),
+        (("GPU-0", "GPU-one"), {"GPU-0": 0, split.gpu_uuid: 1}),
+        (("GPU-one", "GPU-other"), {split.gpu_uuid: 1}),
+    ):
+        accounts = Accounts([HERE[0], split], "boot")
+        accounts.open_engine(header(*named, pipeline=2))
+        assert accounts.rank is not None
+        assert accounts.rank.stages == stages
+
+
 def test_stages_follow_each_other_from_machine_to_machine() -> None:
     spread = header("GPU-0", "GPU-1", tensor=2, pipeline=3)
     assert in_order(spread, ELSEWHERE) == ["GPU-0", "GPU-1", "GPU-2-0", "GPU-2-1", "GPU-3-0", "GPU-3-1"]
