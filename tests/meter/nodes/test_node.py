@@ -141,7 +141,7 @@ def test_a_proof_that_is_no_text_that_can_be_written_is_another_token(sampler: S
 def test_nonsense_ends_the_connection_and_another_is_made(sampler: Sampler, nonsense: object) -> None:
     with heard(sampler) as (node, found):
         sampler.say(nonsense)
-        until(lambda: sampler.connections == 2 and node.is_heard)
+        until(lambda: sampler.connections >= 2 and node.is_heard)
         assert node.running
         assert "node_lost" in failures(found())
 
@@ -180,7 +180,7 @@ def test_another_boot_is_told_before_what_is_read_in_it(sampler: Sampler, boot_i
     with heard(sampler) as (node, found):
         sampler.boot_id = boot_id
         sampler.hang_up()
-        until(lambda: sampler.connections == 2 and node.is_heard)
+        until(lambda: sampler.connections >= 2 and node.is_heard)
         sampler.edge(5_000)
         until(lambda: isinstance(found()[-1], Edge))
         told = [each for each in found() if isinstance(each, Reboot)]
