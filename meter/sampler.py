@@ -260,7 +260,7 @@ class Sampler:
             self._changes.append(Conditions(watch.counter.gpu_uuid, now_ns, watch.conditions, limit_w))
 
     def _keep(self, found: Finding) -> None:
-        self._cost_ns = time.thread_time_ns()
+        self._cost_ns = time.thread_time_ns()  # a call of the system: it would be dear after every poll
         with self._lock:
             if len(self._found) == self._capacity:
                 self._found.popleft()
