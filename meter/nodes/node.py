@@ -29,7 +29,7 @@ FIRST_EXCHANGES = 8
 """At once when a connection is made: the quickest of them counts."""
 RETRY_S = 0.5
 PATIENCE_S = 10.0
-"""A sampler that starts beside the meter may take so long. A machine that an earlier meter has heard isn't waited for."""
+"""A sampler that starts beside the meter may take so long. One that an earlier meter has heard is waited for until `RETRY_S`, or a refusal."""
 OWN = "this meter"
 CAPACITY = 65_536
 LOST, ABSENT, LEAPT = "node_lost", "gpu_absent", "clock_leapt"
