@@ -57,6 +57,18 @@ def test_another_question_is_none(other: dict[str, Any]) -> None:
     assert retries.asked(question(retries, CHAT, b"d")) is None
 
 
+def test_the_order_of_a_requests_fields_is_no_part_of_the_question() -> None:
+    retries = Retries(Clock())
+    assert question(retries, dict(reversed(CHAT.items()))) == question(retries, CHAT)
+
+
+def test_what_is_nested_too_deeply_is_no_question() -> None:
+    deep: list[Any] = []
+    for _ in range(5000):
+        deep = [deep]
+    assert Retries(Clock()).hash_of(b"c", {**CHAT, "messages": deep}) is None
+
+
 def test_who_asks_again_late_wants_to_know_anew_and_old_questions_are_forgotten() -> None:
     clock = Clock()
     retries = Retries(clock)
