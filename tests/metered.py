@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -68,12 +67,6 @@ class Metered:
             return connection.getresponse().read()
         finally:
             connection.close()
-
-    def live(self) -> Any:
-        """What the live page is told first."""
-        url = f"http://127.0.0.1:{self.meter_port}/events"
-        with urllib.request.urlopen(url, timeout=PATIENCE_S) as events:
-            return json.loads(next(line for line in events if line.startswith(b"data:")).removeprefix(b"data:"))
 
     def rows(self) -> list[RequestRow]:
         ledger = Ledger(self.ledger, read_only=True)

@@ -37,7 +37,8 @@ typedef struct {
 } sensor_t;
 
 typedef struct {
-    uint64_t start_ns, spent_pj;    /* spent_pj: exact energy from the first segment's start to this one's */
+    uint64_t start_ns;
+    uint64_t spent_pj[2];   /* exact energy from the first segment's start to this one's: its low and its high 64 bits */
     uint64_t power_mw;
 } segment_t;
 

@@ -118,7 +118,16 @@ class _Sensor(ctypes.Structure):
 
 
 class _Segment(ctypes.Structure):
-    _fields_ = [("start_ns", ctypes.c_uint64), ("spent_pj", ctypes.c_uint64), ("power_mw", ctypes.c_uint64)]
+    _fields_ = [("start_ns", ctypes.c_uint64), ("_spent_pj", ctypes.c_uint64 * 2), ("power_mw", ctypes.c_uint64)]
+
+    def __init__(self, start_ns: int, spent_pj: int, power_mw: int) -> None:
+        super().__init__(start_ns, divmod(spent_pj, 1 << 64)[::-1], power_mw)
+
+    @property
+    def spent_pj(self) -> int:
+        """64 bits are too few once a machine has been up for some hours: powers are often told from the boot on."""
+        low, high = self._spent_pj
+        return low + (high << 64)
 
 
 class Gpu(ctypes.Structure):
@@ -229,15 +238,17 @@ class Board:
     def set_power_w(self, gpu: int, steps: Iterable[tuple[int, float]]) -> None:
         """Append (CLOCK_MONOTONIC ns, W) steps; each holds until the next, the last for ever. Whole milliwatts."""
         memory = self.gpus[gpu]
+        count = memory.segment_count
         for start_ns, power_w in steps:
-            count, spent_pj = memory.segment_count, 0
+            spent_pj = 0
             assert count < _MAX_SEGMENTS
             if count:
                 last = memory.segments[count - 1]
                 assert start_ns >= last.start_ns
                 spent_pj = last.spent_pj + (start_ns - last.start_ns) * last.power_mw
             memory.segments[count] = _Segment(start_ns, spent_pj, round(power_w * 1000))
-            memory.segment_count = count + 1
+            count += 1
+        memory.segment_count = count  # all at once: a reader that saw some of them would see the counter go back
 
     def truth_j(self, gpu: int, start_ns: int, end_ns: int) -> Fraction:
         """What the GPU really spent between two instants, exactly."""

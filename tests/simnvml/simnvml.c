@@ -65,7 +65,8 @@ static uint128_t spent_pj(const gpu_t *gpu, uint64_t t) {
     }
     if (low == 0) return 0;
     const segment_t *segment = &gpu->segments[low - 1];
-    return segment->spent_pj + (uint128_t)(t - segment->start_ns) * segment->power_mw;
+    uint128_t before = (uint128_t)segment->spent_pj[1] << 64 | segment->spent_pj[0];
+    return before + (uint128_t)(t - segment->start_ns) * segment->power_mw;
 }
 
 /* Mean power in mW over the `window` that ends at `t`; at the instant itself where the window is 0. */

@@ -159,6 +159,17 @@ def test_the_counter_shows_the_truth_of_its_last_update(tmp_path: Path) -> None:
         assert len(shown) >= 10
 
 
+def test_the_counter_never_goes_back_however_much_was_spent_before(tmp_path: Path) -> None:
+    """As on a machine that has been up for days: 64 bits of picojoules are five hours of a kilowatt."""
+    with Board(tmp_path / "board", energy=Sensor(period_ns=MS)) as board:
+        start_ns = now_ns()
+        board.set_power_w(0, [(0, 1e9), (start_ns, 300.0)])
+        assert board.truth_j(0, 0, start_ns) * 10**12 > 1 << 64
+        device = handle(board)
+        at(start_ns + 5 * MS)
+        assert read_mj(device) == pytest.approx(float(board.truth_j(0, 0, start_ns) * 1000), rel=1e-6)
+
+
 def test_gain_delay_and_quantum(tmp_path: Path) -> None:
     sensor = Sensor(period_ns=10 * MS, delay_ns=400 * MS, gain=1.05, quantum=500)
     with Board(tmp_path / "board", energy=sensor, base_mj=NO_BASE) as board:

@@ -25,7 +25,7 @@ from etameter.archive.query import asked
 from etameter.archive.store import Store, part_of
 from etameter.archive.tables import record_batches
 from etameter.errors import ArchiveError, MeterBusy
-from etameter.ledger import Ledger, Resume, Totals
+from etameter.ledger import SCHEMA_VERSION, Ledger, Resume, Totals
 from etameter.locks import hold_lock
 from etameter.texts import Texts, stored_beside
 from tests.meter.archive.laid_out import (
@@ -422,7 +422,7 @@ def test_other_ledgers_are_refused(tmp_path: Path) -> None:
     old = sqlite3.connect(tmp_path / "old.db")
     old.execute("PRAGMA user_version = 4")
     old.close()
-    with pytest.raises(ArchiveError, match="of version 4, not 6: start the meter"):
+    with pytest.raises(ArchiveError, match=f"of version 4, not {SCHEMA_VERSION}: start the meter"):
         run(tmp_path / "old.db", store)
 
 
