@@ -126,7 +126,7 @@ class _Segment(ctypes.Structure):
     @property
     def spent_pj(self) -> int:
         """64 bits are too few once a machine has been up for some hours: powers are often told from the boot on."""
-        low, high = self._spent_pj
+        low, high = map(int, self._spent_pj)
         return low + (high << 64)
 
 
