@@ -78,9 +78,8 @@ class Checkup:
         )
         for node in self._samplers.nodes:
             self._metrics.node(node.name, error_ns=node.error_ns)
-        missed = (
-            self._samplers.missed_edges()
-        )  # first: machines may tell of more counters meanwhile, and never of fewer
+        # First, for other machines may tell of more counters meanwhile, and never of fewer.
+        missed = self._samplers.missed_edges()
         processes, throttled = self._samplers.processes(), self._samplers.throttled()
         for uuid, missed_edges in missed.items():
             header = of_gpu[uuid].header if uuid in of_gpu else None

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ import pytest
 from etameter.prompts.nightly import night
 from tests.prompts import ab_bench
 from tests.prompts.nightly import bench
-from tests.simnvml.board import Board, Sensor
+from tests.simnvml.board import Board
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
@@ -34,14 +33,6 @@ for _ in range(12):
     urllib.request.urlopen(urllib.request.Request(url + "/v1/chat/completions", body)).read()
     time.sleep(0.05)
 """
-
-
-@pytest.fixture
-def board(tmp_path: Path) -> Iterator[Board]:
-    made = Board(tmp_path / "board", energy=Sensor(period_ns=5_000_000))
-    made.set_power_w(0, [(0, 300.0)])
-    with made:
-        yield made
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,7 @@ import pytest
 from etameter.prompts.nightly import night
 from tests.processes import runs
 from tests.prompts.nightly import bench, lone
-from tests.simnvml.board import Board, Sensor
+from tests.simnvml.board import Board
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
@@ -22,14 +22,6 @@ KEYS = {"batches": [2], "rates_per_s": [], "arms": [], "window_s": 0.3, "idle_s"
 KEYS |= {"sweep_max_num_seqs": [4], "sweep_power_w": [300.0], "sweep_clock_mhz": []}
 SOON_S = 300.0
 FREE = (700_000, 0)
-
-
-@pytest.fixture
-def board(tmp_path: Path) -> Iterator[Board]:
-    made = Board(tmp_path / "board", energy=Sensor(period_ns=5_000_000))
-    made.set_power_w(0, [(0, 300.0)])
-    with made:
-        yield made
 
 
 def limits(board: Board) -> tuple[int, int]:
